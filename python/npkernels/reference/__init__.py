@@ -1,0 +1,52 @@
+"""The specification: every function of the package, with its name and signature, as a formula in NumPy.
+
+Differences to the package itself: there is no `out=`; NumPy arrays come back whatever came in; and results
+are wider, float64 for 16-bit and float32 inputs and longdouble for float64 and integers, so that they can
+judge the kernels.
+
+Examples
+--------
+>>> import numpy as np
+>>> softmax(np.float32([0, 0]))
+array([0.5, 0.5])
+"""
+
+from .attention import attention, attention_weights, merge_attention
+from .losses import cross_entropy, nll_loss
+from .rotary import rotary_embedding, rotary_embedding_vjp
+from .softmax import (
+    entropy,
+    log_softmax,
+    log_softmax_jvp,
+    log_softmax_vjp,
+    logsumexp,
+    logsumexp_jvp,
+    logsumexp_vjp,
+    softmax,
+    softmax_jvp,
+    softmax_vjp,
+)
+from .token_stats import perplexity, token_log_probs, token_log_probs_vjp
+
+__all__ = [
+    "attention",
+    "attention_weights",
+    "cross_entropy",
+    "entropy",
+    "log_softmax",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "logsumexp",
+    "logsumexp_jvp",
+    "logsumexp_vjp",
+    "merge_attention",
+    "nll_loss",
+    "perplexity",
+    "rotary_embedding",
+    "rotary_embedding_vjp",
+    "softmax",
+    "softmax_jvp",
+    "softmax_vjp",
+    "token_log_probs",
+    "token_log_probs_vjp",
+]
