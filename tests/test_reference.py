@@ -1,4 +1,4 @@
-"""The reference of softmax and its relatives against SciPy, differences and values worked out by hand."""
+"""The reference of softmax and its relatives against SciPy and values worked out by hand."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""The reference of token statistics and losses against PyTorch, differences and values worked out by hand."""
+"""The reference of token statistics and losses against PyTorch and values worked out by hand."""
 
 import itertools
 

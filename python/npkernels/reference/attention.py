@@ -23,6 +23,7 @@ from ._common import (
     ArrayLike,
     BoolArray,
     IntArray,
+    as_array,
     as_index,
     as_mask,
     broadcast,
