@@ -1,0 +1,271 @@
+"""ONNX node test cases, and how an ONNX node is said in npkernels.
+
+The functions that run a node take the namespace that they call (`npkernels` or `npkernels.reference`), so that
+both answer the same cases.
+"""
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+# operator -> the module of onnx.backend.test.case.node that makes its cases, its inputs, its outputs
+OPERATORS = {
+    "Softmax": ("softmax", ["input"], ["output"]),
+    "LogSoftmax": ("logsoftmax", ["input"], ["output"]),
+    "NegativeLogLikelihoodLoss": ("negativeloglikelihoodloss", ["input", "target", "weight"], ["loss"]),
+    "SoftmaxCrossEntropyLoss": (
+        "softmax_cross_entropy_loss",
+        ["scores", "labels", "weights"],
+        ["output", "log_prob"],
+    ),
+    "RotaryEmbedding": ("rotaryembedding", ["X", "cos_cache", "sin_cache", "position_ids"], ["Y"]),
+    "Attention": (
+        "attention",
+        ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"],
+        ["Y", "present_key", "present_value", "qk_matmul_output"],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One node with its inputs and expected outputs, by the names of the operator's schema."""
+
+    name: str
+    operator: str
+    attributes: dict[str, Any]
+    inputs: Arrays
+    outputs: Arrays
+
+
+def collect() -> list[Case]:
+    """The cases of `OPERATORS` that the installed onnx package makes.
+
+    Its case modules hand every case to `expect` when they are executed. They are executed here privately, with
+    an `expect` that keeps what it is given.
+    """
+    import onnx
+    from onnx.backend.test.case import node as cases
+
+    found: list[Case] = []
+
+    def by_name(names: list[str], used: list[str], values: list[Array]) -> Arrays:
+        """Values are given for the names in use only; an empty name is an argument that is left out."""
+        present = [name for name, use in zip(names, used, strict=False) if use]
+        return dict(zip(present, values, strict=True))
+
+    def keep(node: Any, inputs: list[Array], outputs: list[Array], name: str, **_: Any) -> None:
+        _, input_names, output_names = OPERATORS[node.op_type]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        found.append(
+            Case(
+                name.removeprefix("test_"),
+                node.op_type,
+                {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()},
+                by_name(input_names, list(node.input), inputs),
+                by_name(output_names, list(node.output), outputs),
+            )
+        )
+
+    original = cases.expect
+    cases.expect = keep
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of the arithmetic with infinities that makes the expected outputs
+            for module, _, _ in OPERATORS.values():
+                spec = importlib.util.find_spec(f"{cases.__name__}.{module}")
+                assert spec is not None
+                assert spec.loader is not None
+                spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    finally:
+        cases.expect = original
+    return found
+
+
+# --- what a case needs that a namespace may lack
+
+
+def _accepts(dtype: Any) -> Callable[[ModuleType], bool]:
+    def probe(npk: ModuleType) -> bool:
+        x = np.zeros((1, 1), dtype)
+        try:
+            npk.attention(x, x, x)
+        except TypeError:
+            return False
+        return True
+
+    return probe
+
+
+def _option(name: str) -> Callable[[ModuleType], bool]:
+    return lambda npk: name in inspect.signature(npk.attention).parameters
+
+
+FEATURES: dict[str, Callable[[ModuleType], bool]] = {
+    "float16": _accepts(np.float16),
+    "bfloat16": _accepts(ml_dtypes.bfloat16),
+    "softcap": _option("softcap"),
+    "window": _option("window"),
+    "the scores": lambda npk: hasattr(npk, "attention_scores"),
+}
+
+SCORE_MODES = {0: "the scores", 1: "the scores", 2: "the scores", 3: None}  # 3 asks for the weights
+
+
+def needs(case: Case) -> set[str]:
+    """The features without which the case cannot be run; only Attention cases have such."""
+    if case.operator != "Attention":
+        return set()
+    a = case.attributes
+    found = {x.dtype.name for x in case.inputs.values()} & {"float16", "bfloat16"}
+    if a.get("softcap", 0):
+        found.add("softcap")
+    if max(a.get("left_window_size", -1), a.get("right_window_size", -1)) >= 0:
+        found.add("window")
+    return found
+
+
+def cannot_give(case: Case) -> set[str]:
+    """The features without which the case runs, but one of its outputs stays unknown."""
+    if "qk_matmul_output" not in case.outputs:
+        return set()
+    mode = SCORE_MODES[case.attributes.get("qk_matmul_output_mode", 0)]
+    return set() if mode is None else {mode}
+
+
+# --- the nodes
+
+
+def softmax(npk: ModuleType, inputs: Arrays, axis: int = -1) -> Arrays:
+    return {"output": npk.softmax(inputs["input"], axis)}
+
+
+def log_softmax(npk: ModuleType, inputs: Arrays, axis: int = -1) -> Arrays:
+    return {"output": npk.log_softmax(inputs["input"], axis)}
+
+
+def negative_log_likelihood_loss(npk: ModuleType, inputs: Arrays, **attributes: Any) -> Arrays:
+    """ONNX's attributes are named as here; the classes are on axis 1."""
+    x, target, weight = inputs["input"], inputs["target"], inputs.get("weight")
+    return {"loss": npk.nll_loss(x, target, axis=1, weight=weight, **attributes)}
+
+
+def softmax_cross_entropy_loss(npk: ModuleType, inputs: Arrays, **attributes: Any) -> Arrays:
+    x, target, weight = inputs["scores"], inputs["labels"], inputs.get("weights")
+    loss = npk.cross_entropy(x, target, axis=1, weight=weight, **attributes)
+    return {"output": loss, "log_prob": npk.log_softmax(x, axis=1)}
+
+
+def split_heads(x: Array, heads: int | None) -> Array:
+    """(B, S, H * D) -> (B, H, S, D), a view; 4-D arrays are like that already."""
+    if x.ndim == 4:
+        return x
+    assert heads is not None
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+
+def join_heads(x: Array) -> Array:
+    """(B, H, S, D) -> (B, S, H * D)."""
+    batch, heads, length, size = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+
+
+def rotary_embedding(
+    npk: ModuleType,
+    inputs: Arrays,
+    interleaved: int = 0,
+    num_heads: int | None = None,
+    rotary_embedding_dim: int = 0,
+) -> Arrays:
+    y = npk.rotary_embedding(
+        split_heads(inputs["X"], num_heads),
+        inputs.get("position_ids"),
+        cos=inputs["cos_cache"],
+        sin=inputs["sin_cache"],
+        interleaved=bool(interleaved),
+        rotary_dim=rotary_embedding_dim or None,
+    )
+    return {"Y": y if inputs["X"].ndim == 4 else join_heads(y)}
+
+
+def attention(
+    npk: ModuleType,
+    inputs: Arrays,
+    is_causal: int = 0,
+    scale: float | None = None,
+    q_num_heads: int | None = None,
+    kv_num_heads: int | None = None,
+    qk_matmul_output_mode: int = 0,
+    softcap: float = 0.0,
+    softmax_precision: int | None = None,
+    left_window_size: int = -1,
+    right_window_size: int = -1,
+) -> Arrays:
+    """A cache of past keys is put in front of the keys; queries then stand behind it.
+
+    `nonpad_kv_seqlen` is a mask over the keys and, if causal, a place of the queries for each batch entry.
+    `softmax_precision` needs nothing: the softmax of 16-bit inputs is in float32 anyway.
+    """
+    q = split_heads(inputs["Q"], q_num_heads)
+    k, v = (split_heads(inputs[name], kv_num_heads) for name in "KV")
+    offset: Any = None
+    if "past_key" in inputs:
+        offset = inputs["past_key"].shape[2]
+        k = np.concatenate([inputs["past_key"], k], axis=2)
+        v = np.concatenate([inputs["past_value"], v], axis=2)
+
+    options: dict[str, Any] = {"scale": scale}
+    keys = k.shape[2]
+    if "attn_mask" in inputs:  # may have fewer columns than there are keys: the rest is not attended to
+        given = inputs["attn_mask"]
+        name, rest = ("mask", False) if given.dtype == np.bool_ else ("bias", -np.inf)
+        missing = [(0, 0)] * (given.ndim - 1) + [(0, keys - given.shape[-1])]
+        options[name] = np.pad(given, missing, constant_values=rest)
+    if "nonpad_kv_seqlen" in inputs:
+        lengths = inputs["nonpad_kv_seqlen"]
+        offset = lengths - q.shape[2]
+        options["mask"] = options.get("mask", True) & (np.arange(keys) < lengths[:, None, None, None])
+    if is_causal:
+        options |= {"causal": "top_left", "q_offset": offset}
+    if softcap:
+        options["softcap"] = softcap
+    if max(left_window_size, right_window_size) >= 0:
+        options |= {"window": (left_window_size, right_window_size), "q_offset": offset}
+
+    y = npk.attention(q, k, v, **options)
+    outputs = {
+        "Y": y if inputs["Q"].ndim == 4 else join_heads(y),
+        "present_key": k,
+        "present_value": v,
+    }
+    if SCORE_MODES[qk_matmul_output_mode] is None:
+        outputs["qk_matmul_output"] = npk.attention_weights(q, k, **options)
+    return outputs
+
+
+NODES: dict[str, Callable[..., Arrays]] = {
+    "Softmax": softmax,
+    "LogSoftmax": log_softmax,
+    "NegativeLogLikelihoodLoss": negative_log_likelihood_loss,
+    "SoftmaxCrossEntropyLoss": softmax_cross_entropy_loss,
+    "RotaryEmbedding": rotary_embedding,
+    "Attention": attention,
+}
+
+
+def run(npk: ModuleType, case: Case) -> Arrays:
+    """What the namespace gives for the case, by output name; it may be more than the case asks for."""
+    return NODES[case.operator](npk, case.inputs, **case.attributes)
