@@ -1,7 +1,7 @@
 """ONNX node test cases, and how an ONNX node is said in npkernels.
 
-The functions that run a node take the namespace that they call (`npkernels` or `npkernels.reference`), so that
-both answer the same cases.
+The functions that run a node take the namespace that they call, `npkernels` or `npkernels.reference`: both
+answer the same cases.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -52,8 +53,8 @@ class Case:
 def collect() -> list[Case]:
     """The cases of `OPERATORS` that the installed onnx package makes.
 
-    Its case modules hand every case to `expect` when they are executed. They are executed here privately, with
-    an `expect` that keeps what it is given.
+    Its case modules hand every case to `expect` when they are executed. They are executed here privately,
+    with an `expect` that keeps what it is given.
     """
     import onnx
     from onnx.backend.test.case import node as cases
@@ -65,33 +66,28 @@ def collect() -> list[Case]:
         present = [name for name, use in zip(names, used, strict=False) if use]
         return dict(zip(present, values, strict=True))
 
+    def plain(attribute: Any) -> Any:
+        return attribute.decode() if isinstance(attribute, bytes) else attribute
+
     def keep(node: Any, inputs: list[Array], outputs: list[Array], name: str, **_: Any) -> None:
-        _, input_names, output_names = OPERATORS[node.op_type]
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        input_names, output_names = OPERATORS[node.op_type][1:]
         found.append(
             Case(
                 name.removeprefix("test_"),
                 node.op_type,
-                {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()},
+                {a.name: plain(onnx.helper.get_attribute_value(a)) for a in node.attribute},
                 by_name(input_names, list(node.input), inputs),
                 by_name(output_names, list(node.output), outputs),
             )
         )
 
-    original = cases.expect
-    cases.expect = keep
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the arithmetic with infinities that makes the expected outputs
-            for module, _, _ in OPERATORS.values():
-                spec = importlib.util.find_spec(f"{cases.__name__}.{module}")
-                assert spec is not None
-                assert spec.loader is not None
-                spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    finally:
-        cases.expect = original
+    with mock.patch.object(cases, "expect", keep), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the expected outputs are made with infinities
+        for module, _, _ in OPERATORS.values():
+            spec = importlib.util.find_spec(f"{cases.__name__}.{module}")
+            assert spec is not None
+            assert spec.loader is not None
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
     return found
 
 
@@ -174,13 +170,15 @@ def split_heads(x: Array, heads: int | None) -> Array:
     if x.ndim == 4:
         return x
     assert heads is not None
-    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    view: Array = x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    return view
 
 
 def join_heads(x: Array) -> Array:
     """(B, H, S, D) -> (B, S, H * D)."""
     batch, heads, length, size = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+    joined: Array = x.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+    return joined
 
 
 def rotary_embedding(
