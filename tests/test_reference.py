@@ -1,5 +1,8 @@
 """The reference of softmax and its relatives against SciPy and values worked out by hand."""
 
+import doctest
+import importlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -233,3 +236,13 @@ def test_logsumexp_of_nothing_has_no_gradient():
     assert_array_equal(ref.logsumexp_vjp(3.0, row, -INF), [0, 0])
     assert_array_equal(ref.logsumexp_jvp(row, [1.0, 2.0])[1], 0)
     assert_array_equal(ref.softmax_jvp(row, [1.0, 2.0])[1], [NAN, NAN])
+
+
+# --- the documentation
+
+
+@pytest.mark.parametrize("module", ["", ".softmax", ".token_stats", ".losses", ".attention", ".rotary"])
+def test_examples_in_the_docstrings(module):
+    result = doctest.testmod(importlib.import_module(f"npkernels.reference{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
