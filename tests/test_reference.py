@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 
 import ml_dtypes
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
 
+import npkernels
 from central_differences import DIFFERENCE, numeric_jvp, numeric_vjp
 from npkernels import reference as ref
 
@@ -238,7 +240,16 @@ def test_logsumexp_of_nothing_has_no_gradient():
     assert_array_equal(ref.softmax_jvp(row, [1.0, 2.0])[1], [NAN, NAN])
 
 
-# --- the documentation
+# --- the mirror and the documentation
+
+
+def test_signatures_mirror_the_public_functions():
+    def parameters(function):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+    for name in ref.__all__:
+        public = [p for p in parameters(getattr(npkernels, name)) if p[0] != "out"]
+        assert parameters(getattr(ref, name)) == public, name
 
 
 @pytest.mark.parametrize("module", ["", ".softmax", ".token_stats", ".losses", ".attention", ".rotary"])
