@@ -1,0 +1,28 @@
+// The kernels of one instruction set, as kernels/table.cpp lists them.
+#pragma once
+
+#include "table.h"
+
+namespace npkernels::NPK_ISA {
+
+void softmax(const RowCall&);
+void log_softmax(const RowCall&);
+void logsumexp(const StatsCall&);
+void softmax_vjp(const RowCall&);
+void log_softmax_vjp(const RowCall&);
+void logsumexp_vjp(const RowGradCall&);
+void softmax_jvp(const RowCall&);
+void log_softmax_jvp(const RowCall&);
+void logsumexp_jvp(const StatsCall&);
+void token_log_probs(const StatsCall&);
+void token_log_probs_vjp(const RowGradCall&);
+void cross_entropy(const LossCall&);
+void attention(const AttentionCall&);
+int64_t attention_scratch(const AttentionCall&);
+int64_t attention_tasks(const AttentionCall&);
+void merge_attention(const MergeCall&);
+void rotary(const RotaryCall&);
+double probe_fma(int64_t steps);
+double probe_stream(const char* source, char* target, int64_t bytes, int kind);
+
+}  // namespace npkernels::NPK_ISA

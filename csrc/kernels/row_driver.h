@@ -1,0 +1,293 @@
+// Runs a row kernel over every row of a call: first `reduce` over a row's chunks, then `emit` over them again (the row is
+// in cache by then). A kernel sees contiguous chunks of the compute type T and nothing of dtypes, strides, masks,
+// temperature or threads. It is a struct with
+//   T, inputs, outputs                   how many arrays it reads and writes (outputs may be 0)
+//   reduces, chooses                     whether it has a first pass; whether it needs one entry before that
+//   fill[], scaled[]                     per input: what a masked entry reads as; whether it is divided by temperature
+//   blank[]                              per output: what a masked entry is written as
+//   State begin(row)
+//   choice(row)                          only if `chooses`: the index of an entry whose value is wanted in state.chosen
+//                                        before the first pass; -1 for none
+//   reduce(State&, first, x, n)          entries first .. first+n-1, x[i] the chunk of input i
+//   finish(State&, row)                  between the passes; the place for per-row results
+//   emit(State&, first, x, y, n)
+// A row that is contiguous and of type T is read and written where it lies. Otherwise chunks go through a tile in cache; if
+// the rows' entries are apart in memory but neighbouring rows are adjacent, a tile takes several rows, so that whole
+// cache lines are used.
+#pragma once
+
+#include "../simd/math.h"
+#include "npkernels/threads.h"
+#include "row_call.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+constexpr int kChunk = 1024;            // entries per chunk: 4 KB of float32, a quarter of the smallest L1
+constexpr int64_t kTaskEntries = 32768;  // entries per parallel task
+constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache
+
+template <class S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+
+// Calls f(task) for every task on the library's threads.
+template <class F>
+inline void parallel(int64_t tasks, F f) {
+  parallel_tasks(
+      tasks, workers_for(tasks), [](void* context, int64_t task, int) { (*static_cast<F*>(context))(task); }, &f);
+}
+
+// Where a row of an operand begins.
+inline char* row_of(const RowCall& call, const RowOperand& operand, int64_t row) {
+  char* p = operand.data;
+  for (int d = call.outer_dims - 1; d > 0; --d) {
+    p += row % call.shape[d] * operand.outer[d];
+    row /= call.shape[d];
+  }
+  return p + row * operand.outer[0];
+}
+
+template <class S, class Kernel>
+class RowDriver {
+  using T = typename Kernel::T;
+  static constexpr int kRows = 64 / sizeof(T);  // rows of a tile: one cache line
+  static constexpr int kArrays = Kernel::inputs + Kernel::outputs;
+  static constexpr bool kSameType = sizeof(S) == sizeof(T);
+
+ public:
+  RowDriver(const Kernel& kernel, const RowCall& call) : kernel_(kernel), call_(call) {
+    divide_ = call.temperature != 1.0;
+    for (int i = 0; i < Kernel::inputs; ++i) {
+      direct_in_[i] = kSameType && !call.masked && call.in[i].inner == int64_t(sizeof(S)) &&
+                      !(divide_ && Kernel::scaled[i]);
+      contiguous_ = contiguous_ && call.in[i].inner == int64_t(sizeof(S));
+    }
+    for (int i = 0; i < Kernel::outputs; ++i) {
+      contiguous_ = contiguous_ && call.out[i].inner == int64_t(sizeof(S));
+      const bool in_place = call.out[i].data == call.in[0].data;
+      stream_ = stream_ || (!in_place && call.rows * call.n * int64_t(sizeof(S)) >= kStreamBytes);
+    }
+    if (call.n <= 1) contiguous_ = true;
+    for (int i = 0; i < Kernel::outputs; ++i)
+      direct_out_[i] = kSameType && contiguous_ && !call.masked && !stream_;
+  }
+
+  void run() const {
+    const int64_t last = call_.outer_dims ? call_.shape[call_.outer_dims - 1] : 1;
+    const int64_t tile_rows = contiguous_ ? 1 : smaller<int64_t>(kRows, last);
+    const int64_t per_line = (last + tile_rows - 1) / tile_rows;  // tiles along the last outer axis
+    const int64_t tiles = call_.rows / last * per_line;
+    const int64_t per_task = larger<int64_t>(1, kTaskEntries / larger<int64_t>(1, call_.n * tile_rows));
+    const int64_t tasks = (tiles + per_task - 1) / per_task;
+    parallel(tasks, [&](int64_t task) {
+      const int64_t end = smaller(tiles, (task + 1) * per_task);
+      for (int64_t tile = task * per_task; tile < end; ++tile) {
+        const int64_t row = tile / per_line * last + tile % per_line * tile_rows;
+        const int64_t height = smaller(tile_rows, last - tile % per_line * tile_rows);
+        if (contiguous_)
+          run_rows<1>(row, 1);
+        else
+          run_rows<kRows>(row, static_cast<int>(height));
+      }
+      if (stream_) stream_fence();
+    });
+  }
+
+ private:
+  // Rows row .. row+height-1, neighbours along the last outer axis.
+  template <int kHeight>
+  void run_rows(int64_t row, int height) const {
+    alignas(64) T buffer[kArrays][kHeight * kChunk];
+    typename Kernel::State state[kHeight];
+    Place place(call_, row);
+    for (int r = 0; r < height; ++r) {
+      state[r] = kernel_.begin(row + r);
+      if constexpr (Kernel::chooses) {
+        const T* x[Kernel::inputs];
+        const int64_t index = kernel_.choice(row + r);
+        if (index < 0) continue;
+        read(Place(call_, row + r), index, 1, 1, buffer, x);
+        state[r].chosen = x[0][0];
+      }
+    }
+
+    if constexpr (Kernel::reduces) {
+      for (int64_t first = 0; first < call_.n; first += kChunk) {
+        const int n = static_cast<int>(smaller<int64_t>(kChunk, call_.n - first));
+        const T* x[Kernel::inputs];
+        read(place, first, n, height, buffer, x);
+        for (int r = 0; r < height; ++r) {
+          kernel_.reduce(state[r], first, x, n);
+          for (int i = 0; i < Kernel::inputs; ++i) x[i] += kChunk;
+        }
+      }
+    }
+    for (int r = 0; r < height; ++r) kernel_.finish(state[r], row + r);
+
+    if (Kernel::outputs == 0 || !kernel_.emits()) return;
+    for (int64_t first = 0; first < call_.n; first += kChunk) {
+      const int n = static_cast<int>(smaller<int64_t>(kChunk, call_.n - first));
+      const T* x[Kernel::inputs];
+      T* y[Kernel::outputs + 1];
+      read(place, first, n, height, buffer, x);
+      for (int i = 0; i < Kernel::outputs; ++i)
+        y[i] = direct_out_[i] ? reinterpret_cast<T*>(place.out[i]) + first : buffer[Kernel::inputs + i];
+      for (int r = 0; r < height; ++r) {
+        kernel_.emit(state[r], first, x, y, n);
+        for (int i = 0; i < Kernel::inputs; ++i) x[i] += kChunk;
+        for (int i = 0; i < Kernel::outputs; ++i) y[i] += kChunk;
+      }
+      for (int i = 0; i < Kernel::outputs; ++i)
+        if (!direct_out_[i]) write(place, i, first, n, height, buffer[Kernel::inputs + i]);
+    }
+  }
+
+  // Where a row lies, and how far away its neighbour is.
+  struct Place {
+    char *in[Kernel::inputs], *out[Kernel::outputs + 1], *mask;
+    int64_t in_step[Kernel::inputs], out_step[Kernel::outputs + 1], mask_step;
+
+    Place(const RowCall& call, int64_t row) {
+      const int last = call.outer_dims ? call.outer_dims - 1 : 0;
+      for (int i = 0; i < Kernel::inputs; ++i) {
+        in[i] = row_of(call, call.in[i], row);
+        in_step[i] = call.in[i].outer[last];
+      }
+      for (int i = 0; i < Kernel::outputs; ++i) {
+        out[i] = row_of(call, call.out[i], row);
+        out_step[i] = call.out[i].outer[last];
+      }
+      if (call.masked) {
+        mask = row_of(call, call.mask, row);
+        mask_step = call.mask.outer[last];
+      }
+    }
+  };
+
+  // Sets x[i] to the chunk of input i: row r's entries start at x[i] + r * kChunk.
+  template <class Buffer>
+  void read(const Place& place, int64_t first, int n, int height, Buffer& buffer, const T** x) const {
+    for (int i = 0; i < Kernel::inputs; ++i) {
+      if (direct_in_[i]) {
+        x[i] = reinterpret_cast<const T*>(place.in[i]) + first;
+        if (height == 1) continue;
+      }
+      T* tile = buffer[i];
+      x[i] = tile;
+      const int64_t inner = call_.in[i].inner;
+      const char* start = place.in[i] + first * inner;
+      if (inner == int64_t(sizeof(S))) {
+        for (int r = 0; r < height; ++r) {
+          const S* source = reinterpret_cast<const S*>(start + r * place.in_step[i]);
+          for (int j = 0; j < n; j += kLanes<T>)
+            store_upto(tile + r * kChunk + j, load_upto(source + j, n - j, T(0)), n - j);
+        }
+      } else {
+        for (int j = 0; j < n; ++j)
+          for (int r = 0; r < height; ++r)
+            gather(tile + r * kChunk + j, start + j * inner + r * place.in_step[i]);
+        if constexpr (!kSameType) widen_tile(tile, n, height);
+      }
+      if (divide_ && Kernel::scaled[i]) {
+        const Vec<T> temperature = splat(static_cast<T>(call_.temperature));
+        for (int r = 0; r < height; ++r)
+          for (int j = 0; j < n; j += kLanes<T>)
+            store(tile + r * kChunk + j, load(tile + r * kChunk + j) / temperature);
+      }
+      if (call_.masked) cover(place, first, n, height, Kernel::fill[i], tile);
+    }
+  }
+
+  // Entries where the mask is false become `value`.
+  void cover(const Place& place, int64_t first, int n, int height, T value, T* tile) const {
+    for (int r = 0; r < height; ++r) {
+      const char* mask = place.mask + first * call_.mask.inner + r * place.mask_step;
+      for (int j = 0; j < n; ++j)
+        if (!mask[j * call_.mask.inner]) tile[r * kChunk + j] = value;
+    }
+  }
+
+  void write(const Place& place, int i, int64_t first, int n, int height, T* tile) const {
+    if (call_.masked) cover(place, first, n, height, Kernel::blank[i], tile);
+    const int64_t inner = call_.out[i].inner;
+    char* start = place.out[i] + first * inner;
+    if (inner == int64_t(sizeof(S))) {
+      for (int r = 0; r < height; ++r)
+        put(reinterpret_cast<S*>(start + r * place.out_step[i]), tile + r * kChunk, n);
+      return;
+    }
+    if constexpr (!kSameType) narrow_tile(tile, n, height);
+    for (int j = 0; j < n; ++j)
+      for (int r = 0; r < height; ++r)
+        scatter(start + j * inner + r * place.out_step[i], tile + r * kChunk + j);
+  }
+
+  // A contiguous piece of output; past the cache if the array is too large to stay there.
+  void put(S* target, const T* source, int n) const {
+    if constexpr (kSameType) {
+      if (stream_) {
+        const int64_t ahead = (-(reinterpret_cast<intptr_t>(target) / int64_t(sizeof(T)))) & (kLanes<T> - 1);
+        int j = static_cast<int>(smaller<int64_t>(ahead, n));
+        if (j > 0) store_part(target, load(source), j);
+        for (; j + kLanes<T> <= n; j += kLanes<T>) stream(target + j, load(source + j));
+        if (j < n) store_part(target + j, load(source + j), n - j);
+        return;
+      }
+    }
+    for (int j = 0; j < n; j += kLanes<T>) store_upto(target + j, load(source + j), n - j);
+  }
+
+  // Single entries of a tile keep their storage bits in the low bytes of a T until widen_tile / after narrow_tile.
+  static void gather(T* target, const char* source) { memcpy(static_cast<void*>(target), source, sizeof(S)); }
+  static void scatter(char* target, const T* source) { memcpy(target, static_cast<const void*>(source), sizeof(S)); }
+  static void widen_tile(T* tile, int n, int height) {
+    S narrow[kLanes<T>];
+    for (int r = 0; r < height; ++r)
+      for (int j = 0; j < n; j += kLanes<T>) {
+        T* p = tile + r * kChunk + j;
+        for (int k = 0; k < kLanes<T>; ++k) memcpy(static_cast<void*>(narrow + k), p + k, sizeof(S));
+        store(p, load(narrow));
+      }
+  }
+  static void narrow_tile(T* tile, int n, int height) {
+    S narrow[kLanes<T>];
+    for (int r = 0; r < height; ++r)
+      for (int j = 0; j < n; j += kLanes<T>) {
+        T* p = tile + r * kChunk + j;
+        store(narrow, load(p));
+        for (int k = 0; k < kLanes<T>; ++k) memcpy(static_cast<void*>(p + k), narrow + k, sizeof(S));
+      }
+  }
+
+  const Kernel& kernel_;
+  const RowCall& call_;
+  bool divide_ = false, contiguous_ = true, stream_ = false;
+  bool direct_in_[Kernel::inputs];
+  bool direct_out_[Kernel::outputs + 1];
+};
+
+// Kernel<T> made from the call and run for the call's storage type.
+template <template <class> class Kernel, class Call>
+inline void run_rows(const Call& call) {
+  switch (call.dtype) {
+    case DType::float32:
+      return RowDriver<float, Kernel<float>>(Kernel<float>(call), call).run();
+    case DType::float64:
+      return RowDriver<double, Kernel<double>>(Kernel<double>(call), call).run();
+    case DType::float16:
+      return RowDriver<Half, Kernel<float>>(Kernel<float>(call), call).run();
+    case DType::bfloat16:
+      return RowDriver<BFloat, Kernel<float>>(Kernel<float>(call), call).run();
+    default:
+      return;
+  }
+}
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA

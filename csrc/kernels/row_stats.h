@@ -1,0 +1,104 @@
+// The normaliser of a row, gathered chunk by chunk in one read (online softmax, Milakov & Gimelshein 2018).
+//
+// m is the largest entry so far. Entries equal to m are counted (each is exp(0) = 1), the others are summed:
+//   sum = ties + tail,  log(sum) = log1p((ties - 1) + tail)
+// so that a row with one dominating entry keeps the digits of its small tail (Blanchard, Higham & Higham 2021, eq. 4.2).
+// Lanes are of type T within a chunk; chunks are added up in double.
+#pragma once
+
+#include <math.h>
+
+#include "row_driver.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+// What beside the sum is gathered.
+struct SumOnly {
+  static constexpr bool split = false, entropy = false, squares = false;
+};
+struct Normaliser {
+  static constexpr bool split = true, entropy = false, squares = false;
+};
+struct NormaliserEntropy {
+  static constexpr bool split = true, entropy = true, squares = false;
+};
+struct EveryStatistic {
+  static constexpr bool split = true, entropy = true, squares = true;
+};
+
+template <class T, class What>
+struct RowStats {
+  T m = -INFINITY;
+  double ties = 0;    // entries equal to m (not counted for SumOnly, where tail holds them)
+  double tail = 0;    // sum of exp(x - m) over the others
+  double moment = 0;  // sum of exp(x - m) (x - m)
+  double square = 0;  // sum of exp(x - m)^2 over the others
+
+  // Returns whether m rose.
+  bool add(const T* x, int n) {
+    const T top = chunk_max(x, n);
+    const bool rose = top > m;
+    if (rose) {
+      rescale(top);
+      m = top;
+    }
+    const T shift = m == T(-INFINITY) ? T(0) : m;  // exp(-inf - 0) = 0
+    const Vec<T> vm = splat(shift), lowest = splat(ExpConstants<T>::lowest), zero = splat(T(0));
+    Vec<T> sum = zero, first_moment = zero, squares = zero;
+    int equals = 0;
+    for (int i = 0; i < n; i += kLanes<T>) {
+      const Vec<T> d = load_upto(x + i, n - i, T(-INFINITY)) - vm;
+      const Vec<T> bounded = max_of(lowest, d);  // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
+      Vec<T> e = exp(bounded);
+      if constexpr (What::entropy) first_moment = fma(e, bounded, first_moment);
+      if constexpr (What::split) {
+        const Mask<T> tie = equal(d, zero);
+        equals += count(tie);
+        e = select(tie, zero, e);
+      }
+      sum = sum + e;
+      if constexpr (What::squares) squares = fma(e, e, squares);
+    }
+    ties += equals;
+    tail += sum_lanes<T>(sum);
+    if constexpr (What::entropy) moment += sum_lanes<T>(first_moment);
+    if constexpr (What::squares) square += sum_lanes<T>(squares);
+    return rose;
+  }
+
+  // The results below are those of the row as the formula has them: NaN for a row of -inf, a row with +inf or NaN.
+  bool empty() const { return m == T(-INFINITY) && !(tail != tail); }
+  double sum() const { return m == T(INFINITY) || empty() ? double(NAN) : ties + tail; }
+  double log_sum() const { return m == T(INFINITY) || empty() ? double(NAN) : log1p(ties - 1 + tail); }
+  double lse() const {
+    if (empty()) return -double(INFINITY);
+    if (m == T(INFINITY)) return tail != tail ? double(NAN) : double(INFINITY);
+    return double(m) + log_sum();
+  }
+  // H = log(sum) - sum(p (x - m))
+  double entropy() const { return log_sum() - moment / sum(); }
+  double sum_p2() const { return (ties + square) / (sum() * sum()); }
+
+ private:
+  static T chunk_max(const T* x, int n) {
+    Vec<T> top = splat(T(-INFINITY));
+    for (int i = 0; i < n; i += kLanes<T>) top = max_of(load_upto(x + i, n - i, T(-INFINITY)), top);
+    return max_lane<T>(top);
+  }
+
+  void rescale(T top) {
+    if (m == T(-INFINITY)) {
+      ties = 0;  // counted -inf entries; a NaN in tail stays
+      return;
+    }
+    const double down = double(m) - double(top), factor = ::exp(down);
+    moment = factor == 0 ? 0 * moment : factor * (moment + down * (ties + tail));
+    square = factor * factor * (ties + square);
+    tail = factor * (ties + tail);
+    ties = 0;
+  }
+};
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA

@@ -1,0 +1,34 @@
+// Every kernel of one instruction set. Each ISA fills one table (kernels/table.cpp); dispatch.cpp picks between them.
+#pragma once
+
+#include "attention_call.h"
+#include "row_call.h"
+
+namespace npkernels {
+
+struct KernelTable {
+  void (*softmax)(const RowCall&);
+  void (*log_softmax)(const RowCall&);
+  void (*logsumexp)(const StatsCall&);
+  void (*softmax_vjp)(const RowCall&);
+  void (*log_softmax_vjp)(const RowCall&);
+  void (*logsumexp_vjp)(const RowGradCall&);
+  void (*softmax_jvp)(const RowCall&);
+  void (*log_softmax_jvp)(const RowCall&);
+  void (*logsumexp_jvp)(const StatsCall&);
+  void (*token_log_probs)(const StatsCall&);
+  void (*token_log_probs_vjp)(const RowGradCall&);
+  void (*cross_entropy)(const LossCall&);
+  void (*attention)(const AttentionCall&);
+  int64_t (*attention_scratch)(const AttentionCall&);  // bytes per worker
+  int64_t (*attention_tasks)(const AttentionCall&);
+  void (*merge_attention)(const MergeCall&);
+  void (*rotary)(const RotaryCall&);
+  double (*probe_fma)(int64_t steps);
+  double (*probe_stream)(const char* source, char* target, int64_t bytes, int kind);
+};
+
+// The table in use (csrc/dispatch.cpp).
+const KernelTable& kernels();
+
+}  // namespace npkernels

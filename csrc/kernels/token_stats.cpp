@@ -1,0 +1,202 @@
+// Per-row statistics of logits in one read: log-probability of an id, lse, entropy, sum of p^2, top-1, rank; and the
+// gradients that need nothing but the logits and these numbers: one read, one write.
+#include "kernels.h"
+#include "row_stats.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+template <class T>
+inline void put(void* target, int64_t row, double value) {
+  if (target) static_cast<T*>(target)[row] = static_cast<T>(value);
+}
+
+template <class Type, class What>
+struct Logsumexp {
+  using T = Type;
+  using State = RowStats<T, What>;
+  static constexpr int inputs = 1, outputs = 0;
+  static constexpr bool reduces = true, chooses = false;
+  static constexpr T fill[] = {-INFINITY}, blank[] = {0};
+  static constexpr bool scaled[] = {true};
+  const StatsCall& call;
+
+  explicit Logsumexp(const StatsCall& c) : call(c) {}
+  State begin(int64_t) const { return {}; }
+  bool emits() const { return false; }
+  void emit(const State&, int64_t, const T* const*, T* const*, int) const {}
+  void reduce(State& s, int64_t, const T* const* x, int n) const { s.add(x[0], n); }
+
+  void finish(State& s, int64_t row) const {
+    const bool blank_row = (call.masked || call.n == 0) && s.empty();
+    put<T>(call.lse, row, s.lse());
+    if constexpr (What::entropy) put<T>(call.entropy, row, blank_row ? 0 : s.entropy());
+  }
+};
+
+template <class T>
+using LogsumexpOnly = Logsumexp<T, Normaliser>;
+template <class T>
+using LogsumexpEntropy = Logsumexp<T, NormaliserEntropy>;
+
+// The statistics above and those of one id: its log-probability and how many logits beat it.
+template <class Type, class What>
+struct TokenStats {
+  using T = Type;
+  struct State {
+    RowStats<T, What> stats;
+    T chosen = -INFINITY;  // the id's logit
+    int64_t top1 = -1, nan = -1, rank = 0;
+  };
+  static constexpr int inputs = 1, outputs = 0;
+  static constexpr bool reduces = true, chooses = true;
+  static constexpr T fill[] = {-INFINITY}, blank[] = {0};
+  static constexpr bool scaled[] = {true};
+  const StatsCall& call;
+
+  explicit TokenStats(const StatsCall& c) : call(c) {}
+  State begin(int64_t) const { return {}; }
+  int64_t choice(int64_t row) const { return call.ids[row]; }
+  bool emits() const { return false; }
+  void emit(const State&, int64_t, const T* const*, T* const*, int) const {}
+
+  void reduce(State& s, int64_t first, const T* const* x, int n) const {
+    if (s.stats.add(x[0], n)) s.top1 = first + index_of_top(x[0], n, s.stats.m);
+    if (s.nan < 0 && s.stats.tail != s.stats.tail) s.nan = first + index_of_nan(x[0], n);
+    if (call.rank) s.rank += count_above(x[0], n, s.chosen);
+  }
+
+  void finish(State& s, int64_t row) const {
+    const auto& stats = s.stats;
+    const bool blank_row = call.masked && stats.empty();
+    const double log_prob = (double(s.chosen) - double(stats.m)) - stats.log_sum();
+    put<T>(call.log_prob, row, blank_row ? -double(INFINITY) : log_prob);
+    put<T>(call.lse, row, stats.lse());
+    if constexpr (What::entropy) put<T>(call.entropy, row, blank_row ? 0 : stats.entropy());
+    if constexpr (What::squares) put<T>(call.sum_p2, row, blank_row ? 0 : stats.sum_p2());
+    if (call.top1) call.top1[row] = s.nan >= 0 ? s.nan : s.top1 < 0 && !call.masked ? 0 : s.top1;
+    if (call.rank) call.rank[row] = s.rank;
+  }
+
+  static int64_t count_above(const T* x, int n, T bound) {
+    const Vec<T> b = splat(bound);
+    int64_t above = 0;
+    for (int i = 0; i < n; i += kLanes<T>) above += count(greater(load_upto(x + i, n - i, T(-INFINITY)), b));
+    return above;
+  }
+  static int index_of_top(const T* x, int n, T top) {
+    int i = 0;
+    while (i < n - 1 && !(x[i] == top)) ++i;
+    return i;
+  }
+  static int index_of_nan(const T* x, int n) {
+    int i = 0;
+    while (i < n - 1 && x[i] == x[i]) ++i;
+    return i;
+  }
+};
+
+template <class T>
+using TokenLogProb = TokenStats<T, Normaliser>;
+template <class T>
+using TokenEntropy = TokenStats<T, NormaliserEntropy>;
+template <class T>
+using TokenEverything = TokenStats<T, EveryStatistic>;
+
+// dx = d p / T with p = exp(x/T - lse); a row with lse = -inf has no entries and gets 0.
+template <class Type>
+struct LogsumexpVjp {
+  using T = Type;
+  struct State {
+    T lse, scale;
+  };
+  static constexpr int inputs = 1, outputs = 1;
+  static constexpr bool reduces = false, chooses = false;
+  static constexpr T fill[] = {-INFINITY}, blank[] = {0};
+  static constexpr bool scaled[] = {true};
+  const RowGradCall& call;
+
+  explicit LogsumexpVjp(const RowGradCall& c) : call(c) {}
+  bool emits() const { return true; }
+  void reduce(State&, int64_t, const T* const*, int) const {}
+  void finish(State&, int64_t) const {}
+
+  State begin(int64_t row) const {
+    const T lse = static_cast<const T*>(call.lse)[row];
+    if (lse == T(-INFINITY)) return {0, 0};
+    return {lse, static_cast<T>(double(static_cast<const T*>(call.d)[row]) / call.temperature)};
+  }
+
+  void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
+    const Vec<T> lse = splat(s.lse), scale = splat(s.scale);
+    for (int i = 0; i < n; i += kLanes<T>)
+      store_upto(dx[0] + i, exp(load_upto(x[0] + i, n - i, T(0)) - lse) * scale, n - i);
+  }
+};
+
+// dx = (d (onehot - p) - dentropy p (log p + H)) / T with log p = x/T - lse
+//    = -p (d + dentropy (log p + H)) / T, and d / T more at the id.
+template <class Type>
+struct TokenVjp {
+  using T = Type;
+  struct State {
+    T lse, d, slope, at_zero;  // d and dentropy over T; at_zero = (d + dentropy H) / T
+    int64_t id;
+  };
+  static constexpr int inputs = 1, outputs = 1;
+  static constexpr bool reduces = false, chooses = false;
+  static constexpr T fill[] = {-INFINITY}, blank[] = {0};
+  static constexpr bool scaled[] = {true};
+  const RowGradCall& call;
+
+  explicit TokenVjp(const RowGradCall& c) : call(c) {}
+  bool emits() const { return true; }
+  void reduce(State&, int64_t, const T* const*, int) const {}
+  void finish(State&, int64_t) const {}
+
+  State begin(int64_t row) const {
+    const T lse = static_cast<const T*>(call.lse)[row];
+    if (lse == T(-INFINITY)) return {0, 0, 0, 0, -1};
+    const double d = static_cast<const T*>(call.d)[row] / call.temperature;
+    double slope = 0, entropy = 0;
+    if (call.dentropy) {
+      slope = static_cast<const T*>(call.dentropy)[row] / call.temperature;
+      entropy = static_cast<const T*>(call.entropy)[row];
+    }
+    return {lse, static_cast<T>(d), static_cast<T>(slope), static_cast<T>(d + slope * entropy), call.ids[row]};
+  }
+
+  // log p is bounded below, where p is 0, so that 0 * -inf does not arise.
+  void emit(const State& s, int64_t first, const T* const* x, T* const* dx, int n) const {
+    const Vec<T> lse = splat(s.lse), slope = splat(s.slope), at_zero = splat(s.at_zero), zero = splat(T(0));
+    const Vec<T> lowest = splat(ExpConstants<T>::lowest);
+    for (int i = 0; i < n; i += kLanes<T>) {
+      const Vec<T> log_p = max_of(lowest, load_upto(x[0] + i, n - i, T(0)) - lse);
+      store_upto(dx[0] + i, zero - exp(log_p) * fma(slope, log_p, at_zero), n - i);
+    }
+    if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.d;
+  }
+};
+
+}  // namespace
+
+void logsumexp(const StatsCall& call) {
+  if (call.entropy)
+    run_rows<LogsumexpEntropy>(call);
+  else
+    run_rows<LogsumexpOnly>(call);
+}
+
+void token_log_probs(const StatsCall& call) {
+  if (call.sum_p2)
+    run_rows<TokenEverything>(call);
+  else if (call.entropy)
+    run_rows<TokenEntropy>(call);
+  else
+    run_rows<TokenLogProb>(call);
+}
+
+void logsumexp_vjp(const RowGradCall& call) { run_rows<LogsumexpVjp>(call); }
+void token_log_probs_vjp(const RowGradCall& call) { run_rows<TokenVjp>(call); }
+
+}  // namespace npkernels::NPK_ISA

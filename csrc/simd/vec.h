@@ -1,0 +1,108 @@
+// The thin vector type: Vec<T> is one register of the instruction set (ISA) that this file is compiled for,
+// kLanes<T> its number of lanes. Vec<float> and Vec<double> are the compiler's native vector types, so + - * /
+// are written as such; everything that plain operators cannot say is a small function below.
+//
+// Each ISA's file defines, for T = float and double:
+//   splat(x) load(p) store(p, v) stream(p, v: p aligned to the register, non-temporal)
+//   load_part(p, n, fill) store_part(p, v, n)     the first n < kLanes<T> lanes; memory beyond is not touched
+//   fma(a, b, c) = a * b + c, rounded once        (baseline x86 has no such instruction: rounded twice)
+//   max_of(a, b), min_of(a, b)                    b where the two do not compare (NaN)
+//   round_even(x)                                 to the nearest integer
+//   mul_pow2(x, n)                                x * 2^n for an integer-valued n, gradual underflow, overflow to inf
+//   Mask<T>; greater(a, b) equal(a, b) not_nan(a); select(mask, a, b); any(mask); count(mask)
+// and for 16-bit storage (float lanes; Half is IEEE binary16, BFloat is the upper half of a binary32):
+//   load(const Half*) store(Half*, v) load(const BFloat*) store(BFloat*, v), rounding to nearest even
+//
+// Everything lives in the anonymous namespace of the including translation unit: code for a wide ISA must never be
+// merged by the linker with code that a smaller machine runs.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#ifndef NPK_ISA
+#error "NPK_ISA names the instruction set; cmake/NpkernelsIsa.cmake defines it"
+#endif
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA
+
+#if defined(__AVX512F__)
+#include "x86_avx512.h"
+#elif defined(__AVX2__)
+#include "x86_avx2.h"
+#elif defined(__SSE4_2__)
+#include "x86_sse.h"
+#elif defined(__aarch64__)
+#include "neon.h"
+#else
+#error "no vector type for this machine; csrc/simd/ lists the supported ones"
+#endif
+
+#include "half_soft.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+constexpr float kInf = __builtin_inff();
+
+// The lanes added up in a fixed tree, in double.
+template <class T>
+inline double sum_lanes(Vec<T> v) {
+  double lane[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = static_cast<double>(v[i]);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+// The largest lane; lanes that are NaN are passed over unless all are.
+template <class T>
+inline T max_lane(Vec<T> v) {
+  T best = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) best = (v[i] > best || best != best) ? v[i] : best;
+  return best;
+}
+
+// Entries of storage type S that fill one register of its compute type.
+template <class S>
+constexpr int kWidth = kLanes<float>;
+template <>
+constexpr int kWidth<double> = kLanes<double>;
+
+// n entries (n may be at or past the register's width): one loop body serves whole registers and the tail.
+template <class S, class T>
+inline Vec<T> load_upto(const S* p, int64_t n, T fill) {
+  return n >= kWidth<S> ? load(p) : load_part(p, static_cast<int>(n), fill);
+}
+
+template <class S, class V>
+inline void store_upto(S* p, V v, int64_t n) {
+  if (n >= kWidth<S>)
+    store(p, v);
+  else
+    store_part(p, v, static_cast<int>(n));
+}
+
+template <class T>
+inline T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+inline T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA

@@ -1,0 +1,76 @@
+"""The hot CPU kernels of reasoning models: NumPy arrays in and out, no deep-learning framework needed."""
+
+from npkernels import reference
+from npkernels._attention import (
+    attention,
+    attention_weights,
+    merge_attention,
+    rotary_embedding,
+    rotary_embedding_vjp,
+)
+from npkernels._checked import MismatchError, checked
+from npkernels._config import (
+    available_isas,
+    check_environment,
+    get_num_threads,
+    isa,
+    num_threads,
+    set_isa,
+    set_num_threads,
+    show_config,
+    use_isa,
+)
+from npkernels._core import __version__
+from npkernels._losses import cross_entropy, nll_loss, perplexity
+from npkernels._softmax import (
+    entropy,
+    log_softmax,
+    log_softmax_jvp,
+    log_softmax_vjp,
+    logsumexp,
+    logsumexp_jvp,
+    logsumexp_vjp,
+    softmax,
+    softmax_jvp,
+    softmax_vjp,
+)
+from npkernels._tokens import token_log_probs, token_log_probs_vjp
+from npkernels._types import TokenStats
+
+check_environment()
+
+__all__ = [
+    "MismatchError",
+    "TokenStats",
+    "__version__",
+    "attention",
+    "attention_weights",
+    "available_isas",
+    "checked",
+    "cross_entropy",
+    "entropy",
+    "get_num_threads",
+    "isa",
+    "log_softmax",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "logsumexp",
+    "logsumexp_jvp",
+    "logsumexp_vjp",
+    "merge_attention",
+    "nll_loss",
+    "num_threads",
+    "perplexity",
+    "reference",
+    "rotary_embedding",
+    "rotary_embedding_vjp",
+    "set_isa",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_jvp",
+    "softmax_vjp",
+    "token_log_probs",
+    "token_log_probs_vjp",
+    "use_isa",
+]

@@ -1,0 +1,177 @@
+"""What comes in and what goes out: any CPU array in, the same kind out, and the checks that all functions share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from npkernels import _checked
+
+Array = npt.NDArray[Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FLOAT32, _FLOAT64, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function of NumPy arrays take any array kind, and be compared with its reference under `checked()`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if args and type(args[0]) is np.ndarray and not _checked.enabled():
+            return function(*args, **kwargs)
+        return _general(function, args, kwargs)
+
+    return call
+
+
+def _general(function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+    foreign = next((a for a in (*args, *kwargs.values()) if _is_foreign(a)), None)
+    out = kwargs.get("out")
+    name = function.__name__
+    new_args = tuple(_to_numpy(name, a) for a in args)
+    new_kwargs = {key: _to_numpy(name, value) for key, value in kwargs.items()}
+    if _checked.enabled():
+        result = _checked.compare(function, new_args, new_kwargs)
+    else:
+        result = function(*new_args, **new_kwargs)
+    if foreign is None:
+        return result
+    return out if out is not None else _to_kind(result, foreign)  # type: ignore[return-value]
+
+
+def _is_foreign(value: object) -> bool:
+    return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+
+
+def _to_numpy(function: str, value: Any) -> Any:
+    if not _is_foreign(value):
+        return value
+    try:
+        return np.from_dlpack(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        raise TypeError(f"{function}: a {kind} cannot be read in CPU memory ({error}); expected a CPU array") from error
+
+
+def _to_kind(result: Any, foreign: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_to_kind(r, foreign) for r in result)
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        fields = {f.name: _to_kind(getattr(result, f.name), foreign) for f in dataclasses.fields(result)}
+        return dataclasses.replace(result, **fields)
+    if not isinstance(result, np.ndarray | np.generic):
+        return result
+    if hasattr(foreign, "__array_namespace__"):
+        namespace = foreign.__array_namespace__()
+    else:
+        namespace = sys.modules[type(foreign).__module__.partition(".")[0]]
+    return namespace.from_dlpack(np.asarray(result))
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether this is ml_dtypes.bfloat16, asked without importing ml_dtypes."""
+    return dtype.num >= 256 and dtype.name == "bfloat16"
+
+
+def floating(function: str, name: str, x: Any) -> Array:
+    """x as an aligned, native array of a floating dtype; integers, booleans and lists become what NumPy makes them."""
+    if type(x) is np.ndarray:
+        dtype = x.dtype
+        if (dtype is _FLOAT32 or dtype is _FLOAT64 or dtype is _FLOAT16) and x.flags.aligned:
+            return x
+    return _floating_slow(function, name, x)
+
+
+def _floating_slow(function: str, name: str, x: Any) -> Array:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{function}: {name} is a masked array; pass its data, and ~mask as the `mask` argument")
+    if _is_foreign(x):
+        x = _to_numpy(function, x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"{function}: {name} is not a rectangular array: {error}") from error
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    if array.dtype not in (_FLOAT32, _FLOAT64, _FLOAT16) and not is_bfloat16(array.dtype):
+        raise TypeError(
+            f"{function}: {name} has dtype {array.dtype}; expected float32, float64, float16, bfloat16 or integers"
+        )
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()
+
+
+def boolean(function: str, name: str, x: Any) -> Array:
+    """x as an array of booleans."""
+    array = np.asarray(_to_numpy(function, x))
+    if array.dtype != np.bool_:
+        raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected bool (True = takes part)")
+    return array
+
+
+def integers(function: str, name: str, x: Any) -> Array:
+    """x as a contiguous array of int64."""
+    array = np.asarray(_to_numpy(function, x))
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected integers")
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(array.shape)
+
+
+def statistic(function: str, name: str, x: Any, dtype: np.dtype[Any]) -> Array:
+    """One value per row, as a contiguous array of the compute dtype."""
+    array = floating(function, name, x)
+    return np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float64 for float64, else float32."""
+    return _FLOAT64 if dtype == _FLOAT64 else _FLOAT32
+
+
+def axis_index(function: str, axis: Any) -> int:
+    """Axis as an int; the compiled function checks its range."""
+    if isinstance(axis, int | np.integer) and not isinstance(axis, bool):
+        return int(axis)
+    raise TypeError(f"{function}: axis is {axis!r}; expected an integer")
+
+
+def number(function: str, name: str, value: Any) -> float:
+    """A Python or NumPy number as float."""
+    if isinstance(value, int | float | np.integer | np.floating):
+        return float(value)
+    raise TypeError(f"{function}: {name} is {value!r}; expected a number")
+
+
+def check_out(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise unless `out` (or None) can take a result of that shape and dtype."""
+    if out is None:
+        return
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{function}: out is a {type(out).__name__}; expected a NumPy array")
+    if out.shape != shape:
+        raise ValueError(f"{function}: out has shape {out.shape}; expected {shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"{function}: out has dtype {out.dtype}; expected {dtype}")
+    if not out.flags.writeable:
+        raise ValueError(f"{function}: out is read-only; pass a writeable array")
+
+
+def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise unless value is one of the allowed words."""
+    if not isinstance(value, str) or value not in allowed:
+        expected = ", ".join(repr(a) for a in allowed)
+        raise ValueError(f"{function}: {name} is {value!r}; expected one of {expected}")
+
+
+def shape_error(function: str, name: str, came: tuple[int, ...], expected: str) -> NoReturn:
+    """Raise the error for a shape that does not fit."""
+    raise ValueError(f"{function}: {name} has shape {came}; expected {expected}")

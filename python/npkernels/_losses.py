@@ -1,0 +1,219 @@
+"""Losses over classes: PyTorch's semantics, with the gradient in the same call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npkernels import _core
+from npkernels._arrays import (
+    Array,
+    axis_index,
+    boolean,
+    choice,
+    compute_dtype,
+    floating,
+    integers,
+    kernel,
+    number,
+    shape_error,
+)
+
+ArrayLike = npt.ArrayLike
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@kernel
+def cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    return_grad: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Cross-entropy between logits and target classes, and its gradient.
+
+    Parameters
+    ----------
+    logits : array_like
+        float32, float64, float16 or bfloat16; classes along `axis`, V of them.
+    targets : array_like of int
+        The shape of logits without the axis; 0 <= target < V, or `ignore_index`.
+    axis : int
+        The axis of the classes.
+    weight : array_like (V,), optional
+        Weight of each class.
+    ignore_index : int
+        Rows with this target give loss 0 and gradient 0 and are not counted by "mean".
+    label_smoothing : float
+        In [0, 1]: this share of the target's mass is spread evenly over all classes.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the sum of the targets' weights (NaN if every row is ignored).
+    return_grad : bool
+        Also return the gradient of the result (of its sum, for "none").
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        float64 for float64 logits, else float32.
+    dlogits : ndarray
+        Only if `return_grad`: of the shape and dtype of logits.
+
+    Raises
+    ------
+    IndexError
+        If a target is neither a class nor `ignore_index`.
+    TypeError, ValueError
+        If an argument has the wrong dtype, shape or range.
+
+    Notes
+    -----
+    ``(1 - s) w[t] (lse - x[t]) + s / V * sum_c w[c] (lse - x[c])`` per row with smoothing s, as
+    ``torch.nn.functional.cross_entropy`` has it.
+
+    Examples
+    --------
+    >>> import numpy as np, npkernels
+    >>> loss, dlogits = npkernels.cross_entropy(np.zeros((1, 2)), [0], return_grad=True)
+    >>> float(loss), dlogits
+    (0.69314718055994..., array([[-0.5,  0.5]]))
+    """
+    function = "cross_entropy"
+    x = floating(function, "logits", logits)
+    dtype = compute_dtype(x.dtype)
+    choice(function, "reduction", reduction, REDUCTIONS)
+    smoothing = number(function, "label_smoothing", label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"{function}: label_smoothing is {label_smoothing!r}; expected a number in [0, 1]")
+    axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
+    weight_sum = float(x.shape[axis]) if w is None else float(w.sum(dtype=np.float64))
+    scale = 1.0 if reduction != "mean" else 1.0 / total if total else np.nan
+    losses, grad = _core.cross_entropy(x, ids, axis, w, weight_sum, smoothing, scale, return_grad)
+    loss = _reduce(losses, reduction, total, dtype)
+    return (loss, grad) if return_grad else loss
+
+
+@kernel
+def nll_loss(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    return_grad: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Negative log-likelihood of target classes, given log-probabilities, and its gradient.
+
+    Parameters, results and errors as for `cross_entropy`, whose first step (`log_softmax`) is already done.
+
+    Examples
+    --------
+    >>> import numpy as np, npkernels
+    >>> npkernels.nll_loss(np.log([[0.25, 0.75]]), [1])
+    np.float64(0.28768207245178...)
+    """
+    function = "nll_loss"
+    x = floating(function, "log_probs", log_probs)
+    dtype = compute_dtype(x.dtype)
+    choice(function, "reduction", reduction, REDUCTIONS)
+    axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
+    at = np.expand_dims(np.maximum(ids, 0), axis)
+    row_weight = np.where(ids < 0, 0, 1.0 if w is None else w[np.maximum(ids, 0)]) if x.shape[axis] else np.zeros(ids.shape)
+    chosen = (
+        np.take_along_axis(x, at, axis).squeeze(axis).astype(np.float64) if x.shape[axis] else np.zeros(ids.shape)
+    )
+    with np.errstate(invalid="ignore"):
+        losses = np.where(row_weight == 0, 0, -row_weight * chosen).astype(dtype)
+    loss = _reduce(losses, reduction, total, dtype)
+    if not return_grad:
+        return loss
+    scale = 1.0 if reduction != "mean" else 1.0 / total if total else np.nan
+    grad = np.zeros_like(x)
+    if x.shape[axis]:
+        slope = np.where(ids < 0, 0, -row_weight * scale)
+        np.put_along_axis(grad, at, np.expand_dims(slope, axis).astype(x.dtype), axis)
+    return loss, grad
+
+
+def _classes(
+    function: str, x: Array, targets: Any, axis: Any, weight: Any, ignore_index: Any
+) -> tuple[int, Array, Array | None, float]:
+    """Check what both losses share: the axis, ids (-1 where ignored), weights, and the sum of the targets' weights."""
+    axis = axis_index(function, axis)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{function}: axis {axis} is out of bounds for an array with {x.ndim} axes")
+    axis %= x.ndim
+    classes = x.shape[axis]
+    ids = integers(function, "targets", targets)
+    expected = x.shape[:axis] + x.shape[axis + 1 :]
+    if ids.shape != expected:
+        shape_error(function, "targets", ids.shape, f"one target per row, {expected}")
+    ignored = ids == axis_index(function, ignore_index)
+    bad = ~ignored & ((ids < 0) | (ids >= classes))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise IndexError(
+            f"{function}: targets holds {ids[where]} at {where}; expected 0 <= target < {classes} or ignore_index {ignore_index}"
+        )
+    ids = np.where(ignored, -1, ids)
+    if weight is None:
+        return axis, ids, None, float(np.count_nonzero(~ignored))
+    w = np.ascontiguousarray(floating(function, "weight", weight), dtype=compute_dtype(x.dtype))
+    if w.shape != (classes,):
+        shape_error(function, "weight", w.shape, f"one weight per class, ({classes},)")
+    return axis, ids, w, float(w[ids[~ignored]].sum(dtype=np.float64))
+
+
+def _reduce(losses: Array, reduction: str, total: float, dtype: np.dtype[Any]) -> Array:
+    if reduction == "none":
+        return losses
+    loss = losses.sum(dtype=np.float64)
+    if reduction == "mean":
+        loss = loss / total if total else np.float64(np.nan)
+    return dtype.type(loss)  # type: ignore[no-any-return]
+
+
+@kernel
+def perplexity(log_probs: ArrayLike, mask: ArrayLike | None = None, axis: int | None = -1) -> Array:
+    """Perplexity of tokens: ``exp(-mean(log_probs))`` along an axis, in float64.
+
+    Parameters
+    ----------
+    log_probs : array_like
+        Log-probabilities of tokens, in nats, as `token_log_probs` gives them.
+    mask : array_like of bool, optional
+        Broadcasts to log_probs; False leaves a token out, whatever it holds.
+    axis : int or None
+        The axis of the tokens; None takes all of them. No tokens give NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, npkernels
+    >>> npkernels.perplexity(np.log([0.5, 0.125]))
+    np.float64(4.0)
+    """
+    function = "perplexity"
+    x = floating(function, "log_probs", log_probs).astype(np.float64)
+    if axis is not None:
+        axis = axis_index(function, axis)
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(f"{function}: axis {axis} is out of bounds for an array with {x.ndim} axes")
+    keep = np.ones(x.shape, dtype=np.bool_)
+    if mask is not None:
+        allowed = boolean(function, "mask", mask)
+        try:
+            keep = np.broadcast_to(allowed, x.shape)
+        except ValueError:
+            shape_error(function, "mask", allowed.shape, f"one that broadcasts to {x.shape}")
+    count = np.asarray(keep.sum(axis=axis))
+    total = np.where(keep, x, 0.0).sum(axis=axis)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return np.exp(-np.where(count > 0, total / np.maximum(count, 1), np.nan))[()]  # type: ignore[no-any-return]
