@@ -216,6 +216,19 @@ def test_losses_of_one_row_and_of_infinite_logits():
     assert np.isnan(ref.cross_entropy([[0.0, INF]], [0]))
 
 
+@pytest.mark.parametrize("row", [[-INF, -INF], [0.0, INF], [0.0, NAN], [-INF, 0.0]])
+def test_a_weight_of_zero_does_not_hide_what_is_not_finite(row):
+    torch = pytest.importorskip("torch")
+    for name in ("cross_entropy", "nll_loss"):
+        x = torch.tensor([row], dtype=torch.float64, requires_grad=True)
+        function = getattr(torch.nn.functional, name)
+        loss = function(x, torch.tensor([0]), weight=torch.tensor([0.0, 2.0]).double(), reduction="sum")
+        loss.backward()
+        got, grad = getattr(ref, name)([row], [0], weight=[0.0, 2.0], reduction="sum", return_grad=True)
+        assert_array_equal(got, loss.detach().numpy())
+        assert_array_equal(grad, x.grad.numpy())
+
+
 def test_wrong_arguments_of_losses():
     x = np.zeros((2, 3))
     for function in (ref.cross_entropy, ref.nll_loss):
