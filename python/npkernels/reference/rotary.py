@@ -96,7 +96,7 @@ def _rotate(
     s = direction * s
     i = np.arange(r // 2)
     first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + r // 2)
-    y = a.copy()
+    y: Array = a.copy()
     y[..., first] = a[..., first] * c - a[..., second] * s
     y[..., second] = a[..., first] * s + a[..., second] * c
     return y
