@@ -15,8 +15,8 @@ constexpr double kSerialWork = 500e3;
 
 }  // namespace
 
-bool attention(const Array& q, const Array& k, const Array& v, const AttentionOptions& options, const Array& out,
-               void* lse) {
+bool attention(const Array& q, const Array& k, const Array& v, const AttentionOptions& options,
+               const Array& out, void* lse) {
   AttentionCall call;
   call.dtype = q.dtype;
   call.batch = q.shape[0];
@@ -49,10 +49,12 @@ bool attention(const Array& q, const Array& k, const Array& v, const AttentionOp
 
   const int64_t tasks = kernels().attention_tasks(call);
   if (tasks == 0) return true;
-  const double work = double(call.batch) * call.kv_heads * call.group * call.queries * call.keys * (call.dim + call.value_dim);
+  const double work = double(call.batch) * call.kv_heads * call.group * call.queries * call.keys *
+                      (call.dim + call.value_dim);
   call.workers = work < kSerialWork ? 1 : workers_for(tasks);
   call.scratch_bytes = (kernels().attention_scratch(call) + 63) / 64 * 64;
-  call.scratch = static_cast<char*>(aligned_alloc(64, static_cast<size_t>(call.scratch_bytes) * call.workers));
+  call.scratch =
+      static_cast<char*>(aligned_alloc(64, static_cast<size_t>(call.scratch_bytes) * call.workers));
   if (!call.scratch) return false;
   kernels().attention(call);
   free(call.scratch);
@@ -76,8 +78,8 @@ void merge_attention(int parts, const Array* outs, const void* const* lses, cons
   delete[] operands;
 }
 
-void rotary_embedding(const Array& x, const Array& cos, const Array& sin, int64_t rotary_dim, bool interleaved,
-                      bool inverse, const Array& out) {
+void rotary_embedding(const Array& x, const Array& cos, const Array& sin, int64_t rotary_dim,
+                      bool interleaved, bool inverse, const Array& out) {
   RotaryCall call;
   call.dtype = x.dtype;
   const RowArray arrays[] = {{&x, &call.in[0]}, {&out, &call.out[0]}, {&cos, &call.cos}, {&sin, &call.sin}};

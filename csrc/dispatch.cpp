@@ -35,7 +35,8 @@ extern const KernelTable table;
 namespace {
 
 #if defined(__x86_64__)
-// The features of cpuid leaves 1 and 7, less those whose registers the operating system does not save (xgetbv).
+// The features of cpuid leaves 1 and 7, less those whose registers the operating system does not save
+// (xgetbv).
 struct Cpu {
   bool v2 = false, v3 = false, v4 = false, bf16 = false;
 

@@ -8,8 +8,8 @@ namespace npkernels {
 namespace {
 
 // `arrays` in the order in[0], in[1], out[0], out[1]; null where a kernel has none.
-void describe(RowCall& call, const SoftmaxOptions& options, const Array* in0, const Array* in1, const Array* out0,
-              const Array* out1) {
+void describe(RowCall& call, const SoftmaxOptions& options, const Array* in0, const Array* in1,
+              const Array* out0, const Array* out1) {
   call.dtype = in0->dtype;
   call.temperature = options.temperature;
   call.masked = options.mask != nullptr;
@@ -60,7 +60,8 @@ void log_softmax_vjp(const Array& dy, const Array& y, const SoftmaxOptions& opti
   kernels().log_softmax_vjp(call);
 }
 
-void logsumexp_vjp(const void* d, const Array& x, const void* lse, const SoftmaxOptions& options, const Array& dx) {
+void logsumexp_vjp(const void* d, const Array& x, const void* lse, const SoftmaxOptions& options,
+                   const Array& dx) {
   RowGradCall call;
   describe(call, options, &x, nullptr, &dx, nullptr);
   call.d = d;
@@ -68,13 +69,15 @@ void logsumexp_vjp(const void* d, const Array& x, const void* lse, const Softmax
   kernels().logsumexp_vjp(call);
 }
 
-void softmax_jvp(const Array& x, const Array& dx, const SoftmaxOptions& options, const Array& y, const Array& dy) {
+void softmax_jvp(const Array& x, const Array& dx, const SoftmaxOptions& options, const Array& y,
+                 const Array& dy) {
   RowCall call;
   describe(call, options, &x, &dx, &y, &dy);
   kernels().softmax_jvp(call);
 }
 
-void log_softmax_jvp(const Array& x, const Array& dx, const SoftmaxOptions& options, const Array& y, const Array& dy) {
+void log_softmax_jvp(const Array& x, const Array& dx, const SoftmaxOptions& options, const Array& y,
+                     const Array& dy) {
   RowCall call;
   describe(call, options, &x, &dx, &y, &dy);
   kernels().log_softmax_jvp(call);
@@ -88,7 +91,8 @@ void logsumexp_jvp(const Array& x, const Array& dx, const SoftmaxOptions& option
   kernels().logsumexp_jvp(call);
 }
 
-void token_log_probs(const Array& logits, const int64_t* ids, const SoftmaxOptions& options, const TokenStatsOut& out) {
+void token_log_probs(const Array& logits, const int64_t* ids, const SoftmaxOptions& options,
+                     const TokenStatsOut& out) {
   StatsCall call;
   describe(call, options, &logits, nullptr, nullptr, nullptr);
   call.ids = ids;

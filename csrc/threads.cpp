@@ -12,7 +12,7 @@
 namespace npkernels {
 namespace {
 
-std::atomic<int> setting{0};       // set_num_threads
+std::atomic<int> setting{0};        // set_num_threads
 thread_local int thread_limit = 0;  // set_thread_limit
 std::atomic<bool> forked{false};
 
@@ -36,9 +36,9 @@ int cgroup_cpus() {
 
 // What the environment says, read once.
 struct Environment {
-  int variable = 0;     // NPKERNELS_NUM_THREADS; 0 = not set
-  int openmp = 1;       // OpenMP's own default: OMP_NUM_THREADS or the CPUs this process may run on
-  int fallback = 1;     // openmp, within the container's quota
+  int variable = 0;  // NPKERNELS_NUM_THREADS; 0 = not set
+  int openmp = 1;    // OpenMP's own default: OMP_NUM_THREADS or the CPUs this process may run on
+  int fallback = 1;  // openmp, within the container's quota
   const char* source = "";
 
   Environment() {
@@ -58,7 +58,8 @@ struct Environment {
     } else {
       source = "CPUs this process may run on";
     }
-    // libgomp's threads do not exist in a forked child and waiting for them would hang: the child works alone.
+    // libgomp's threads do not exist in a forked child and waiting for them would hang: the child works
+    // alone.
     pthread_atfork(nullptr, nullptr, [] { forked = true; });
   }
 };
@@ -68,7 +69,8 @@ const Environment& environment() {
   return instance;
 }
 
-const int loaded = environment().openmp;  // before anyone can limit OpenMP, so that a later limit is recognised
+const int loaded =
+    environment().openmp;  // before anyone can limit OpenMP, so that a later limit is recognised
 
 }  // namespace
 
@@ -76,7 +78,8 @@ int num_threads() {
   const Environment& env = environment();
   if (forked) return 1;
   int n = setting ? setting.load() : env.variable ? env.variable : env.fallback;
-  const int openmp = omp_get_max_threads();  // threadpoolctl and omp_set_num_threads limit the calling thread's number
+  const int openmp =
+      omp_get_max_threads();  // threadpoolctl and omp_set_num_threads limit the calling thread's number
   if (openmp != env.openmp) n = std::min(n, openmp);
   if (thread_limit) n = std::min(n, thread_limit);
   return std::max(1, n);

@@ -65,13 +65,13 @@ void check_out(const char* function, const py::array& out) {
 
 py::array as_out(const char* function, const py::object& out) {
   if (!py::isinstance<py::array>(out))
-    type_error(std::string(function) + ": out is a " + py::str(py::type::of(out).attr("__name__")).cast<std::string>() +
-               "; expected a NumPy array");
+    type_error(std::string(function) + ": out is a " +
+               py::str(py::type::of(out).attr("__name__")).cast<std::string>() + "; expected a NumPy array");
   return py::reinterpret_borrow<py::array>(out);
 }
 
-void check_shape_dtype(const char* function, const py::array& out, const py::object& dtype, const std::string& shape,
-                       bool shape_fits) {
+void check_shape_dtype(const char* function, const py::array& out, const py::object& dtype,
+                       const std::string& shape, bool shape_fits) {
   if (!shape_fits)
     value_error(std::string(function) + ": out has shape " + shape_text(out) + "; expected " + shape);
   if (!out.dtype().is(dtype) && !out.dtype().equal(dtype))
@@ -117,11 +117,11 @@ Array floating_like(const char* function, const char* name, const py::array& a, 
                     const py::array& like, bool shape_too) {
   const Array array = floating(function, name, a);
   if (array.dtype != dtype_of(function, like_name, like))
-    type_error(std::string(function) + ": " + name + " has dtype " + dtype_text(a) + ", " + like_name + " has " +
-               dtype_text(like) + "; expected the same dtype");
+    type_error(std::string(function) + ": " + name + " has dtype " + dtype_text(a) + ", " + like_name +
+               " has " + dtype_text(like) + "; expected the same dtype");
   if (shape_too && !same_shape(a, like))
-    value_error(std::string(function) + ": " + name + " has shape " + shape_text(a) + ", " + like_name + " has " +
-                shape_text(like) + "; expected the same shape");
+    value_error(std::string(function) + ": " + name + " has shape " + shape_text(a) + ", " + like_name +
+                " has " + shape_text(like) + "; expected the same shape");
   return array;
 }
 
@@ -139,8 +139,8 @@ Broadcast broadcast(const char* function, const char* name, const py::array& a, 
       fits = a.shape(i) == 1;
   }
   if (!fits)
-    value_error(std::string(function) + ": " + name + " has shape " + shape_text(a) + ", which does not broadcast to " +
-                target + " " + text(shape));
+    value_error(std::string(function) + ": " + name + " has shape " + shape_text(a) +
+                ", which does not broadcast to " + target + " " + text(shape));
   result.array = {const_cast<void*>(a.data()), result.shape.data(), result.strides.data(), ndim, dtype};
   return result;
 }
@@ -148,14 +148,15 @@ Broadcast broadcast(const char* function, const char* name, const py::array& a, 
 int axis_of(const char* function, const py::array& x, int axis) {
   const int ndim = static_cast<int>(x.ndim());
   if (axis < -ndim || axis >= ndim)
-    value_error(std::string(function) + ": axis " + std::to_string(axis) + " is out of bounds for an array with " +
-                std::to_string(ndim) + " axes");
+    value_error(std::string(function) + ": axis " + std::to_string(axis) +
+                " is out of bounds for an array with " + std::to_string(ndim) + " axes");
   return axis < 0 ? axis + ndim : axis;
 }
 
 double temperature_of(const char* function, double temperature) {
   if (!(temperature > 0) || std::isinf(temperature))
-    value_error(std::string(function) + ": temperature is " + py::repr(py::float_(temperature)).cast<std::string>() +
+    value_error(std::string(function) + ": temperature is " +
+                py::repr(py::float_(temperature)).cast<std::string>() +
                 "; expected a positive finite number");
   return temperature;
 }
@@ -172,8 +173,9 @@ py::array output(const char* function, const py::object& out, const py::array& l
   check_out(function, result);
   for (const py::array& input : inputs)
     if (!same_memory(result, input) && overlap(result, input))
-      value_error(std::string(function) +
-                  ": out overlaps an input but is not the same view of it; pass the input itself or separate memory");
+      value_error(
+          std::string(function) +
+          ": out overlaps an input but is not the same view of it; pass the input itself or separate memory");
   return result;
 }
 
@@ -211,31 +213,31 @@ py::array per_row(const py::array& x, int axis, DType dtype) {
   return py::array(numpy_dtype(dtype), shape);
 }
 
-const void* row_values(const char* function, const char* name, const py::array& a, const py::array& x, int axis,
-                       DType dtype) {
+const void* row_values(const char* function, const char* name, const py::array& a, const py::array& x,
+                       int axis, DType dtype) {
   bool fits = a.ndim() == x.ndim() - 1;
   std::vector<int64_t> expected;
   for (py::ssize_t i = 0; i < x.ndim(); ++i)
     if (i != axis) expected.push_back(x.shape(i));
   for (py::ssize_t i = 0; fits && i < a.ndim(); ++i) fits = a.shape(i) == expected[static_cast<size_t>(i)];
   if (!fits)
-    value_error(std::string(function) + ": " + name + " has shape " + shape_text(a) + "; expected one entry per row, " +
-                text(expected));
+    value_error(std::string(function) + ": " + name + " has shape " + shape_text(a) +
+                "; expected one entry per row, " + text(expected));
   if (dtype_of(function, name, a) != dtype || !(a.flags() & py::array::c_style))
     type_error(std::string(function) + ": " + name + " must be a C-contiguous array of " +
                py::str(numpy_dtype(dtype)).cast<std::string>());
   return a.data();
 }
 
-const int64_t* ids_of(const char* function, const char* name, const py::array& ids, const py::array& x, int axis,
-                      const int64_t* ignored) {
+const int64_t* ids_of(const char* function, const char* name, const py::array& ids, const py::array& x,
+                      int axis, const int64_t* ignored) {
   const int64_t* values = static_cast<const int64_t*>(row_values(function, name, ids, x, axis, DType::int64));
   const int64_t n = x.shape(axis);
   for (py::ssize_t i = 0; i < ids.size(); ++i) {
     if (values[i] >= 0 && values[i] < n) continue;
     if (ignored && values[i] == *ignored) continue;
-    throw py::index_error(std::string(function) + ": " + name + " holds " + std::to_string(values[i]) + " at position " +
-                          std::to_string(i) + "; expected 0 <= id < " + std::to_string(n) +
+    throw py::index_error(std::string(function) + ": " + name + " holds " + std::to_string(values[i]) +
+                          " at position " + std::to_string(i) + "; expected 0 <= id < " + std::to_string(n) +
                           (ignored ? " or ignore_index " + std::to_string(*ignored) : ""));
   }
   return values;

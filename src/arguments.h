@@ -53,11 +53,11 @@ py::array output_shaped(const char* function, const py::object& out, const py::d
 // A new array in C order: the shape of x without `axis`, of the compute dtype (or int64).
 py::array per_row(const py::array& x, int axis, DType dtype);
 // A contiguous array of one entry per row of x, of the given dtype; ValueError if its shape is another.
-const void* row_values(const char* function, const char* name, const py::array& a, const py::array& x, int axis,
-                       DType dtype);
+const void* row_values(const char* function, const char* name, const py::array& a, const py::array& x,
+                       int axis, DType dtype);
 // The same for ids, and IndexError if one is not in [0, n) (nor equal to `ignored`, where that is given).
-const int64_t* ids_of(const char* function, const char* name, const py::array& ids, const py::array& x, int axis,
-                      const int64_t* ignored = nullptr);
+const int64_t* ids_of(const char* function, const char* name, const py::array& ids, const py::array& x,
+                      int axis, const int64_t* ignored = nullptr);
 
 py::dtype numpy_dtype(DType dtype);
 

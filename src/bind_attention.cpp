@@ -6,16 +6,17 @@ namespace {
 using args::Array;
 using npkernels::DType;
 
-// Shapes, dtypes and contiguity of q, k, v were checked in Python, where their names and meanings are at hand; what is
-// checked here again is only what would lead outside their memory.
+// Shapes, dtypes and contiguity of q, k, v were checked in Python, where their names and meanings are at
+// hand; what is checked here again is only what would lead outside their memory.
 void check_4d(const char* function, const char* name, const py::array& a) {
   if (a.ndim() != 4)
-    args::value_error(std::string(function) + ": " + name + " has shape " + args::shape_text(a) + "; expected 4 axes");
+    args::value_error(std::string(function) + ": " + name + " has shape " + args::shape_text(a) +
+                      "; expected 4 axes");
 }
 
 py::tuple attention(const py::array& q, const py::array& k, const py::array& v, const py::object& mask,
-                    const py::object& bias, bool causal, double scale, const py::object& offset, bool want_lse,
-                    const py::object& out) {
+                    const py::object& bias, bool causal, double scale, const py::object& offset,
+                    bool want_lse, const py::object& out) {
   const char* function = "attention";
   check_4d(function, "q", q);
   check_4d(function, "k", k);
@@ -26,11 +27,13 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
   const int64_t B = q.shape(0), Hq = q.shape(1), S = q.shape(2), Hkv = k.shape(1), K = k.shape(2);
   if (queries.dtype != DType::float32 && queries.dtype != DType::float64)
     args::type_error("attention: q has dtype " + args::dtype_text(q) + "; expected float32 or float64");
-  if (k.shape(0) != B || v.shape(0) != B || v.shape(1) != Hkv || v.shape(2) != K || k.shape(3) != q.shape(3) ||
-      (Hkv ? Hq % Hkv : Hq) != 0)
+  if (k.shape(0) != B || v.shape(0) != B || v.shape(1) != Hkv || v.shape(2) != K ||
+      k.shape(3) != q.shape(3) || (Hkv ? Hq % Hkv : Hq) != 0)
     args::value_error("attention: shapes q " + args::shape_text(q) + ", k " + args::shape_text(k) + ", v " +
                       args::shape_text(v) + " do not fit together");
-  const auto adjacent = [](const py::array& a) { return a.shape(3) <= 1 || a.strides(3) == a.itemsize(); };
+  const auto adjacent = [](const py::array& a) {
+    return a.size() == 0 || a.shape(3) <= 1 || a.strides(3) == a.itemsize();
+  };
   if (!adjacent(q) || !adjacent(k) || !adjacent(v))
     args::value_error("attention: the last axis of q, k and v must be contiguous");
 
@@ -38,7 +41,8 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
   args::Broadcast mask_view, bias_view;
   const std::vector<int64_t> scores{B, Hq, S, K};
   if (!mask.is_none()) {
-    mask_view = args::broadcast(function, "mask", mask.cast<py::array>(), DType::boolean, scores, "(B, Hq, S, K) =");
+    mask_view =
+        args::broadcast(function, "mask", mask.cast<py::array>(), DType::boolean, scores, "(B, Hq, S, K) =");
     options.mask = &mask_view.array;
   }
   if (!bias.is_none()) {
@@ -51,7 +55,8 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
     const auto o = offset.cast<py::array>();
     if (o.ndim() != 1 || o.shape(0) != B || args::dtype_of(function, "q_offset", o) != DType::int64 ||
         !(o.flags() & py::array::c_style))
-      args::value_error("attention: q_offset has shape " + args::shape_text(o) + "; expected one integer per batch");
+      args::value_error("attention: q_offset has shape " + args::shape_text(o) +
+                        "; expected one integer per batch");
     options.offset = static_cast<const int64_t*>(o.data());
   }
 
@@ -74,7 +79,8 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
 }
 
 // The memory that attention writes to: `out` after its checks, or new memory ordered as q is.
-py::array attention_output(const py::array& q, const py::array& k, const py::array& v, const py::object& out) {
+py::array attention_output(const py::array& q, const py::array& k, const py::array& v,
+                           const py::object& out) {
   std::vector<py::ssize_t> shape{q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
   if (!out.is_none()) {
     py::array result = args::output_shaped("attention", out, q.dtype(), shape, {q, k, v});
@@ -85,7 +91,8 @@ py::array attention_output(const py::array& q, const py::array& k, const py::arr
   if (q.flags() & py::array::c_style) return py::array(q.dtype(), shape);
   // Axes from the widest stride of q to the narrowest; the last stays last.
   int order[3] = {0, 1, 2};
-  std::stable_sort(order, order + 3, [&](int a, int b) { return std::abs(q.strides(a)) > std::abs(q.strides(b)); });
+  std::stable_sort(order, order + 3,
+                   [&](int a, int b) { return std::abs(q.strides(a)) > std::abs(q.strides(b)); });
   std::vector<py::ssize_t> strides(4);
   strides[3] = q.itemsize();
   py::ssize_t step = q.itemsize() * std::max<py::ssize_t>(1, shape[3]);
@@ -111,7 +118,8 @@ py::tuple merge_attention(const py::list& outs, const py::list& lses, const py::
     norms.push_back(args::row_values(function, lse_name.c_str(), lses[i].cast<py::array>(), first, axis,
                                      npkernels::compute_dtype(lead.dtype)));
   }
-  py::array result = args::output_shaped(function, out, first.dtype(), {first.shape(), first.shape() + first.ndim()}, {});
+  py::array result =
+      args::output_shaped(function, out, first.dtype(), {first.shape(), first.shape() + first.ndim()}, {});
   const Array target = args::view(result, lead.dtype);
   py::array lse = args::per_row(first, axis, npkernels::compute_dtype(lead.dtype));
   void* to_lse = lse.mutable_data();
@@ -123,8 +131,8 @@ py::tuple merge_attention(const py::list& outs, const py::list& lses, const py::
 }
 
 // cos and sin are views of x's shape (but for the last axis) with broadcast axes of stride 0, made in Python.
-py::array rotary(const py::array& x, const py::array& cos, const py::array& sin, bool interleaved, bool inverse,
-                 const py::object& out) {
+py::array rotary(const py::array& x, const py::array& cos, const py::array& sin, bool interleaved,
+                 bool inverse, const py::object& out) {
   const char* function = "rotary_embedding";
   const Array in = args::floating(function, "x", x);
   const DType dtype = npkernels::compute_dtype(in.dtype);
@@ -132,8 +140,11 @@ py::array rotary(const py::array& x, const py::array& cos, const py::array& sin,
     bool fits = a.ndim() == x.ndim() && args::dtype_of(function, name, a) == dtype;
     for (py::ssize_t i = 0; fits && i + 1 < x.ndim(); ++i) fits = a.shape(i) == x.shape(i);
     const py::ssize_t last = x.ndim() - 1;
-    fits = fits && (a.shape(last) <= 1 || a.strides(last) == a.itemsize()) && 2 * a.shape(last) <= x.shape(last);
-    if (!fits) args::value_error(std::string(function) + ": " + name + " has shape " + args::shape_text(a) + " for x of shape " + args::shape_text(x));
+    fits =
+        fits && (a.shape(last) <= 1 || a.strides(last) == a.itemsize()) && 2 * a.shape(last) <= x.shape(last);
+    if (!fits)
+      args::value_error(std::string(function) + ": " + name + " has shape " + args::shape_text(a) +
+                        " for x of shape " + args::shape_text(x));
   };
   check("cos", cos);
   check("sin", sin);
@@ -153,8 +164,8 @@ py::array rotary(const py::array& x, const py::array& cos, const py::array& sin,
 
 void bind_attention(py::module_& m) {
   using py::arg;
-  m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("mask"), arg("bias"), arg("causal"), arg("scale"),
-        arg("offset"), arg("want_lse"), arg("out"));
+  m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("mask"), arg("bias"), arg("causal"),
+        arg("scale"), arg("offset"), arg("want_lse"), arg("out"));
   m.def("attention_output", &attention_output, arg("q"), arg("k"), arg("v"), arg("out"));
   m.def("merge_attention", &merge_attention, arg("outs"), arg("lses"), arg("out"));
   m.def("rotary", &rotary, arg("x"), arg("cos"), arg("sin"), arg("interleaved"), arg("inverse"), arg("out"));

@@ -11,7 +11,8 @@ struct Options {
   args::Broadcast mask;
   SoftmaxOptions options;
 
-  Options(const char* function, const py::array& x, int axis, double temperature, const py::object& mask_object) {
+  Options(const char* function, const py::array& x, int axis, double temperature,
+          const py::object& mask_object) {
     options.axis = args::axis_of(function, x, axis);
     options.temperature = args::temperature_of(function, temperature);
     options.mask = nullptr;
@@ -72,8 +73,8 @@ py::tuple jvp(const char* function, const py::array& x, const py::array& dx, int
 }
 
 // logsumexp or entropy, one value per row.
-py::array reduce(const char* function, const char* name, bool entropy, const py::array& x, int axis, double temperature,
-                 const py::object& mask) {
+py::array reduce(const char* function, const char* name, bool entropy, const py::array& x, int axis,
+                 double temperature, const py::object& mask) {
   const Array in = args::floating(function, name, x);
   const Options o(function, x, axis, temperature, mask);
   py::array result = args::per_row(x, o.options.axis, npkernels::compute_dtype(in.dtype));
@@ -85,8 +86,8 @@ py::array reduce(const char* function, const char* name, bool entropy, const py:
   return result;
 }
 
-py::array logsumexp_vjp(const py::array& d, const py::array& x, const py::array& lse, int axis, double temperature,
-                        const py::object& mask, const py::object& out) {
+py::array logsumexp_vjp(const py::array& d, const py::array& x, const py::array& lse, int axis,
+                        double temperature, const py::object& mask, const py::object& out) {
   const char* function = "logsumexp_vjp";
   const Array in = args::floating(function, "x", x);
   const Options o(function, x, axis, temperature, mask);
@@ -102,7 +103,8 @@ py::array logsumexp_vjp(const py::array& d, const py::array& x, const py::array&
   return dx;
 }
 
-py::tuple logsumexp_jvp(const py::array& x, const py::array& dx, int axis, double temperature, const py::object& mask) {
+py::tuple logsumexp_jvp(const py::array& x, const py::array& dx, int axis, double temperature,
+                        const py::object& mask) {
   const char* function = "logsumexp_jvp";
   const Array in = args::floating(function, "x", x);
   const Array tangent = args::floating_like(function, "dx", dx, "x", x);
@@ -124,30 +126,57 @@ void bind_softmax(py::module_& m) {
   const py::none none;
   const auto bind = [&](auto name, auto f, auto... names) { m.def(name, f, names...); };
 
-  bind("softmax", [](const py::array& x, int axis, double t, const py::object& mask, const py::object& out) {
+  bind(
+      "softmax",
+      [](const py::array& x, int axis, double t, const py::object& mask, const py::object& out) {
         return map<npkernels::softmax>("softmax", x, axis, t, mask, out);
-      }, arg("x"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
-  bind("log_softmax", [](const py::array& x, int axis, double t, const py::object& mask, const py::object& out) {
+      },
+      arg("x"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
+  bind(
+      "log_softmax",
+      [](const py::array& x, int axis, double t, const py::object& mask, const py::object& out) {
         return map<npkernels::log_softmax>("log_softmax", x, axis, t, mask, out);
-      }, arg("x"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
-  bind("softmax_vjp", [](const py::array& dy, const py::array& y, int axis, double t, const py::object& mask, const py::object& out) {
+      },
+      arg("x"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
+  bind(
+      "softmax_vjp",
+      [](const py::array& dy, const py::array& y, int axis, double t, const py::object& mask,
+         const py::object& out) {
         return vjp<npkernels::softmax_vjp>("softmax_vjp", dy, y, axis, t, mask, out);
-      }, arg("dy"), arg("y"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
-  bind("log_softmax_vjp", [](const py::array& dy, const py::array& y, int axis, double t, const py::object& mask, const py::object& out) {
+      },
+      arg("dy"), arg("y"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
+  bind(
+      "log_softmax_vjp",
+      [](const py::array& dy, const py::array& y, int axis, double t, const py::object& mask,
+         const py::object& out) {
         return vjp<npkernels::log_softmax_vjp>("log_softmax_vjp", dy, y, axis, t, mask, out);
-      }, arg("dy"), arg("y"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
-  bind("softmax_jvp", [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask) {
+      },
+      arg("dy"), arg("y"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
+  bind(
+      "softmax_jvp",
+      [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask) {
         return jvp<npkernels::softmax_jvp>("softmax_jvp", x, dx, axis, t, mask);
-      }, arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
-  bind("log_softmax_jvp", [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask) {
+      },
+      arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
+  bind(
+      "log_softmax_jvp",
+      [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask) {
         return jvp<npkernels::log_softmax_jvp>("log_softmax_jvp", x, dx, axis, t, mask);
-      }, arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
-  bind("logsumexp", [](const py::array& x, int axis, double t, const py::object& mask) {
+      },
+      arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
+  bind(
+      "logsumexp",
+      [](const py::array& x, int axis, double t, const py::object& mask) {
         return reduce("logsumexp", "x", false, x, axis, t, mask);
-      }, arg("x"), arg("axis"), arg("temperature"), arg("mask"));
-  bind("entropy", [](const py::array& logits, int axis, double t, const py::object& mask) {
+      },
+      arg("x"), arg("axis"), arg("temperature"), arg("mask"));
+  bind(
+      "entropy",
+      [](const py::array& logits, int axis, double t, const py::object& mask) {
         return reduce("entropy", "logits", true, logits, axis, t, mask);
-      }, arg("logits"), arg("axis"), arg("temperature"), arg("mask"));
-  m.def("logsumexp_vjp", &logsumexp_vjp, arg("d"), arg("x"), arg("lse"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
+      },
+      arg("logits"), arg("axis"), arg("temperature"), arg("mask"));
+  m.def("logsumexp_vjp", &logsumexp_vjp, arg("d"), arg("x"), arg("lse"), arg("axis"), arg("temperature"),
+        arg("mask"), arg("out"));
   m.def("logsumexp_jvp", &logsumexp_jvp, arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
 }

@@ -6,12 +6,13 @@ namespace {
 using args::Array;
 using npkernels::DType;
 
-py::dict token_log_probs(const py::array& logits, const py::array& ids, double temperature, const py::object& mask,
-                         bool want_lse, bool want_entropy, bool want_sum_p2, bool want_top1, bool want_rank) {
+py::dict token_log_probs(const py::array& logits, const py::array& ids, double temperature,
+                         const py::object& mask, bool want_lse, bool want_entropy, bool want_sum_p2,
+                         bool want_top1, bool want_rank) {
   const char* function = "token_log_probs";
   const Array in = args::floating(function, "logits", logits);
-  npkernels::SoftmaxOptions options{args::axis_of(function, logits, -1), args::temperature_of(function, temperature),
-                                    nullptr};
+  npkernels::SoftmaxOptions options{args::axis_of(function, logits, -1),
+                                    args::temperature_of(function, temperature), nullptr};
   args::Broadcast mask_view;
   if (!mask.is_none()) {
     mask_view = args::broadcast(function, "mask", mask.cast<py::array>(), DType::boolean,
@@ -50,8 +51,8 @@ py::array token_log_probs_vjp(const py::array& dlogp, const py::array& logits, c
                               double temperature, const py::object& mask, const py::object& out) {
   const char* function = "token_log_probs_vjp";
   const Array in = args::floating(function, "logits", logits);
-  npkernels::SoftmaxOptions options{args::axis_of(function, logits, -1), args::temperature_of(function, temperature),
-                                    nullptr};
+  npkernels::SoftmaxOptions options{args::axis_of(function, logits, -1),
+                                    args::temperature_of(function, temperature), nullptr};
   args::Broadcast mask_view;
   if (!mask.is_none()) {
     mask_view = args::broadcast(function, "mask", mask.cast<py::array>(), DType::boolean,
@@ -76,20 +77,21 @@ py::array token_log_probs_vjp(const py::array& dlogp, const py::array& logits, c
   return dlogits;
 }
 
-// Losses per row and, if asked, the gradient of grad_scale * their sum. ids are checked and negative where ignored.
+// Losses per row and, if asked, the gradient of grad_scale * their sum. ids are checked and negative where
+// ignored.
 py::tuple cross_entropy(const py::array& logits, const py::array& ids, int axis, const py::object& weight,
                         double weight_sum, double label_smoothing, double grad_scale, bool want_grad) {
   const char* function = "cross_entropy";
   const Array in = args::floating(function, "logits", logits);
   const DType dtype = npkernels::compute_dtype(in.dtype);
-  npkernels::CrossEntropyOptions options{args::axis_of(function, logits, axis), label_smoothing, nullptr, weight_sum,
-                                         grad_scale};
+  npkernels::CrossEntropyOptions options{args::axis_of(function, logits, axis), label_smoothing, nullptr,
+                                         weight_sum, grad_scale};
   const auto* targets = static_cast<const int64_t*>(
       args::row_values(function, "targets", ids, logits, options.axis, DType::int64));
   if (!weight.is_none()) {
     const auto w = weight.cast<py::array>();
-    if (w.ndim() != 1 || w.shape(0) != logits.shape(options.axis) || args::dtype_of(function, "weight", w) != dtype ||
-        !(w.flags() & py::array::c_style))
+    if (w.ndim() != 1 || w.shape(0) != logits.shape(options.axis) ||
+        args::dtype_of(function, "weight", w) != dtype || !(w.flags() & py::array::c_style))
       args::value_error("cross_entropy: weight must be a contiguous array of one entry per class");
     options.weight = w.data();
   }
@@ -112,10 +114,10 @@ py::tuple cross_entropy(const py::array& logits, const py::array& ids, int axis,
 
 void bind_tokens(py::module_& m) {
   using py::arg;
-  m.def("token_log_probs", &token_log_probs, arg("logits"), arg("ids"), arg("temperature"), arg("mask"), arg("want_lse"),
-        arg("want_entropy"), arg("want_sum_p2"), arg("want_top1"), arg("want_rank"));
+  m.def("token_log_probs", &token_log_probs, arg("logits"), arg("ids"), arg("temperature"), arg("mask"),
+        arg("want_lse"), arg("want_entropy"), arg("want_sum_p2"), arg("want_top1"), arg("want_rank"));
   m.def("token_log_probs_vjp", &token_log_probs_vjp, arg("dlogp"), arg("logits"), arg("ids"), arg("lse"),
         arg("dentropy"), arg("entropy"), arg("temperature"), arg("mask"), arg("out"));
-  m.def("cross_entropy", &cross_entropy, arg("logits"), arg("ids"), arg("axis"), arg("weight"), arg("weight_sum"),
-        arg("label_smoothing"), arg("grad_scale"), arg("want_grad"));
+  m.def("cross_entropy", &cross_entropy, arg("logits"), arg("ids"), arg("axis"), arg("weight"),
+        arg("weight_sum"), arg("label_smoothing"), arg("grad_scale"), arg("want_grad"));
 }

@@ -2,7 +2,9 @@
 #include "bind.h"
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
-  m.doc() = "The compiled kernels of npkernels. Use the functions of npkernels itself; these take NumPy arrays only.";
+  m.doc() =
+      "The compiled kernels of npkernels. Use the functions of npkernels itself; these take NumPy arrays "
+      "only.";
   m.attr("__version__") = NPKERNELS_VERSION;
   bind_config(m);
   bind_softmax(m);

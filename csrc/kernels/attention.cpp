@@ -1,20 +1,20 @@
 // Tiled attention: out = softmax(scale q k^T + bias) v without ever holding more than a tile of scores.
 //
 // Letters: S queries, K keys, D head size, Dv value head size, G query heads that share one key/value head.
-// The G * S query rows of one key/value head are taken in blocks, row r = s * G + g, so that neighbours share their keys.
-// Queries lie across the lanes of a register, everything else runs over registers and memory:
+// The G * S query rows of one key/value head are taken in blocks, row r = s * G + g, so that neighbours share
+// their keys. Queries lie across the lanes of a register, everything else runs over registers and memory:
 //   qt  (D, block)      the block's queries, transposed once
 //   st  (tile, block)   scores of a tile of keys, then their weights
 //   ot  (Dv, block)     the output, transposed, unnormalised
-// so the maximum and sum over keys are lane-wise, keys and values are read where they lie (as broadcast scalars), and
-// nothing is packed. For each tile of keys
+// so the maximum and sum over keys are lane-wise, keys and values are read where they lie (as broadcast
+// scalars), and nothing is packed. For each tile of keys
 //   1. st = k qt                                 (multiply<D>)
 //   2. scale, bias, masks                        (only where the tile needs them)
 //   3. m = max(m, st); st = exp(st - m); l += sum; ot *= exp(m before - m)    (online softmax)
 //   4. ot += v^T st                              (multiply_add)
 // and at the end out = ot^T / l, lse = m + log(l).
-// A weight of zero must contribute nothing even if its value is inf or NaN: a block whose output is not finite is done
-// again with step 4 choosing by weight (`careful`).
+// A weight of zero must contribute nothing even if its value is inf or NaN: a block whose output is not
+// finite is done again with step 4 choosing by weight (`careful`).
 #include <math.h>
 
 #include "kernels.h"
@@ -24,8 +24,8 @@ namespace npkernels::NPK_ISA {
 namespace {
 
 constexpr int kBlockRegs = kRegisters >= 32 || kHasFma ? 3 : 2;  // registers across a block of queries
-constexpr int kTileRows = kRegisters >= 32 ? 8 : 4;              // rows of the register tile: 8 x 3, 4 x 3 or 4 x 2
-constexpr int kKeys = 128;                                       // keys of a tile
+constexpr int kTileRows = kRegisters >= 32 ? 8 : 4;  // rows of the register tile: 8 x 3, 4 x 3 or 4 x 2
+constexpr int kKeys = 128;                           // keys of a tile
 
 template <class T>
 constexpr int kBlock = kBlockRegs * kLanes<T>;
@@ -56,14 +56,16 @@ struct Block {
   const char *mask[kBlock<T>], *bias[kBlock<T>];
 };
 
-// acc[m][n] = sum over i of a[m * a_row + i * a_step] * b[i * kBlock + n]: M scalars by N registers in 'steps' steps.
+// acc[m][n] = sum over i of a[m * a_row + i * a_step] * b[i * kBlock + n]: M scalars by N registers in
+// 'steps' steps.
 template <int M, int N, bool kAccumulate, class T>
 inline void multiply_tile(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t steps, T* c) {
   Vec<T> acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[m][n] = kAccumulate ? load(c + m * kBlock<T> + n * kLanes<T>) : splat(T(0));
+    for (int n = 0; n < N; ++n)
+      acc[m][n] = kAccumulate ? load(c + m * kBlock<T> + n * kLanes<T>) : splat(T(0));
   for (int64_t i = 0; i < steps; ++i) {
     Vec<T> bn[N];
 #pragma GCC unroll 4
@@ -83,7 +85,8 @@ inline void multiply_tile(const T* a, int64_t a_row, int64_t a_step, const T* b,
 
 // c (rows, block) = or += a (rows, steps) b (steps, block), a by its strides.
 template <int N, bool kAccumulate, class T>
-inline void multiply(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t rows, int64_t steps, T* c) {
+inline void multiply(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t rows, int64_t steps,
+                     T* c) {
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows)
     multiply_tile<kTileRows, N, kAccumulate>(a + m * a_row, a_row, a_step, b, steps, c + m * kBlock<T>);
@@ -97,7 +100,8 @@ inline void multiply(const T* a, int64_t a_row, int64_t a_step, const T* b, int6
 
 // ot += v^T st, where a weight of zero leaves its lane alone.
 template <int N, class T>
-inline void multiply_add_careful(const T* v, int64_t v_row, const T* st, int64_t keys, int64_t value_dim, T* ot) {
+inline void multiply_add_careful(const T* v, int64_t v_row, const T* st, int64_t keys, int64_t value_dim,
+                                 T* ot) {
   const Vec<T> zero = splat(T(0));
   for (int64_t j = 0; j < keys; ++j)
     for (int n = 0; n < N; ++n) {
@@ -121,12 +125,15 @@ class Attention {
     const int64_t tasks = call_.batch * call_.kv_heads * blocks;
     parallel_tasks(
         tasks, call_.workers,
-        [](void* self, int64_t task, int worker) { static_cast<const Attention*>(self)->run_task(task, worker); },
+        [](void* self, int64_t task, int worker) {
+          static_cast<const Attention*>(self)->run_task(task, worker);
+        },
         const_cast<Attention*>(this));
   }
 
  private:
-  // Blocks of one head follow each other so that its keys stay in cache; late blocks first, causal ones are the longest.
+  // Blocks of one head follow each other so that its keys stay in cache; late blocks first, causal ones are
+  // the longest.
   void run_task(int64_t task, int worker) const {
     const int64_t rows = call_.queries * call_.group;
     const int64_t blocks = (rows + kBlock<T> - 1) / kBlock<T>;
@@ -147,11 +154,14 @@ class Attention {
   void place(Block<T>& block) const {
     const int64_t offset = call_.offset ? call_.offset[block.batch] : 0;
     for (int r = 0; r < kBlock<T>; ++r) {
-      const int64_t row = block.first + smaller<int64_t>(r, block.rows - 1);  // idle lanes repeat the last row
+      const int64_t row =
+          block.first + smaller<int64_t>(r, block.rows - 1);  // idle lanes repeat the last row
       const int64_t s = row / call_.group, head = block.kv_head * call_.group + row % call_.group;
       block.position[r] = s + offset;
-      block.mask[r] = call_.mask + block.batch * call_.mask_stride[0] + head * call_.mask_stride[1] + s * call_.mask_stride[2];
-      block.bias[r] = call_.bias + block.batch * call_.bias_stride[0] + head * call_.bias_stride[1] + s * call_.bias_stride[2];
+      block.mask[r] = call_.mask + block.batch * call_.mask_stride[0] + head * call_.mask_stride[1] +
+                      s * call_.mask_stride[2];
+      block.bias[r] = call_.bias + block.batch * call_.bias_stride[0] + head * call_.bias_stride[1] +
+                      s * call_.bias_stride[2];
     }
     block.low = block.position[0];
     block.high = block.position[kBlock<T> - 1];
@@ -160,7 +170,8 @@ class Attention {
   const T* query(const Block<T>& block, int64_t r) const {
     const int64_t s = (block.first + r) / call_.group, g = (block.first + r) % call_.group;
     return reinterpret_cast<const T*>(call_.q + block.batch * call_.q_stride[0] +
-                                      (block.kv_head * call_.group + g) * call_.q_stride[1] + s * call_.q_stride[2]);
+                                      (block.kv_head * call_.group + g) * call_.q_stride[1] +
+                                      s * call_.q_stride[2]);
   }
 
   void transpose_queries(const Block<T>& block, T* qt) const {
@@ -186,12 +197,15 @@ class Attention {
   template <int N>
   bool attend_regs(const Block<T>& block, const Scratch<T>& scratch, bool careful) const {
     const int64_t keys = call_.causal ? larger<int64_t>(0, smaller(call_.keys, block.high + 1)) : call_.keys;
-    const int64_t k_row = call_.k_stride[2] / int64_t(sizeof(T)), v_row = call_.v_stride[2] / int64_t(sizeof(T));
-    const T* k = reinterpret_cast<const T*>(call_.k + block.batch * call_.k_stride[0] + block.kv_head * call_.k_stride[1]);
-    const T* v = reinterpret_cast<const T*>(call_.v + block.batch * call_.v_stride[0] + block.kv_head * call_.v_stride[1]);
+    const int64_t k_row = call_.k_stride[2] / int64_t(sizeof(T)),
+                  v_row = call_.v_stride[2] / int64_t(sizeof(T));
+    const T* k = reinterpret_cast<const T*>(call_.k + block.batch * call_.k_stride[0] +
+                                            block.kv_head * call_.k_stride[1]);
+    const T* v = reinterpret_cast<const T*>(call_.v + block.batch * call_.v_stride[0] +
+                                            block.kv_head * call_.v_stride[1]);
     T *st = scratch.st, *ot = scratch.ot;
-    Vec<T> m[N], l[N];
-    for (int n = 0; n < N; ++n) m[n] = splat(T(-INFINITY)), l[n] = splat(T(0));
+    Vec<T> m[N], l[N], nan[N];
+    for (int n = 0; n < N; ++n) m[n] = splat(T(-INFINITY)), l[n] = splat(T(0)), nan[n] = splat(T(0));
     for (int64_t d = 0; d < call_.value_dim; ++d)
       for (int n = 0; n < N; ++n) store(ot + d * kBlock<T> + n * kLanes<T>, splat(T(0)));
 
@@ -205,13 +219,14 @@ class Attention {
         transform<N>(block, first, tile, need == Need::masking, scratch.extra, st);
         scale = 1;
       }
+      if (careful) collect_nan<N>(tile, st, nan);
       online_softmax<N>(tile, scale, st, m, l, ot);
       if (careful)
         multiply_add_careful<N>(v + first * v_row, v_row, st, tile, call_.value_dim, ot);
       else
         multiply<N, true>(v + first * v_row, 1, v_row, st, call_.value_dim, tile, ot);
     }
-    return finish<N>(block, m, l, ot, careful);
+    return finish<N>(block, m, l, nan, ot, careful);
   }
 
   enum class Need { nothing, all, masking };
@@ -268,7 +283,8 @@ class Attention {
     }
   }
 
-  // Raises m to the tile's maximum, turns scores into weights exp(scale st - m), adds them to l, rescales what is there.
+  // Raises m to the tile's maximum, turns scores into weights exp(scale st - m), adds them to l, rescales
+  // what is there.
   template <int N>
   void online_softmax(int tile, T scale, T* st, Vec<T>* m, Vec<T>* l, T* ot) const {
     const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1)), factor = splat(scale);
@@ -283,7 +299,7 @@ class Attention {
     for (int n = 0; n < N; ++n) {
       const Vec<T> raised = max_of(top[n] * factor, m[n]);
       shift[n] = select(equal(raised, lowest), zero, raised);  // nothing allowed yet: exp(-inf - 0) = 0
-      shrink[n] = exp(m[n] - shift[n]);
+      shrink[n] = exp_negative<T>(m[n] - shift[n]);
       rescale = rescale || any(greater(one, shrink[n]));
       m[n] = raised;
     }
@@ -291,7 +307,7 @@ class Attention {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
         T* s = st + j * kBlock<T> + n * kLanes<T>;
-        const Vec<T> p = exp(fma(factor, load(s), zero - shift[n]));
+        const Vec<T> p = exp_any<T>(fma(factor, load(s), zero - shift[n]));
         sum[n] = sum[n] + p;
         store(s, p);
       }
@@ -304,9 +320,21 @@ class Attention {
       }
   }
 
-  // out = ot^T / l, lse = m + log(l).
+  // nan = NaN in the lanes that have a NaN among their scores.
   template <int N>
-  bool finish(const Block<T>& block, const Vec<T>* m, const Vec<T>* l, T* ot, bool careful) const {
+  void collect_nan(int tile, const T* st, Vec<T>* nan) const {
+    for (int j = 0; j < tile; ++j)
+      for (int n = 0; n < N; ++n) {
+        const Vec<T> s = load(st + j * kBlock<T> + n * kLanes<T>);
+        nan[n] = select(not_nan(s), nan[n], s);
+      }
+  }
+
+  // out = ot^T / l, lse = m + log(l). With a score of +inf the sum is NaN (inf - inf) but lse is +inf, unless
+  // there is a NaN.
+  template <int N>
+  bool finish(const Block<T>& block, const Vec<T>* m, const Vec<T>* l, const Vec<T>* nan, T* ot,
+              bool careful) const {
     const Vec<T> zero = splat(T(0)), one = splat(T(1));
     Vec<T> inverse[N], spoilt[N];
     for (int n = 0; n < N; ++n) {
@@ -324,18 +352,24 @@ class Attention {
     for (int n = 0; n < N; ++n) finite = finite && count(equal(spoilt[n], zero)) == kLanes<T>;
     if (!finite && !careful) return false;
 
-    alignas(64) T top[kBlock<T>], sum[kBlock<T>];
-    for (int n = 0; n < N; ++n) store(top + n * kLanes<T>, m[n]), store(sum + n * kLanes<T>, l[n]);
+    alignas(64) T top[kBlock<T>], sum[kBlock<T>], spoil[kBlock<T>];
+    for (int n = 0; n < N; ++n) {
+      store(top + n * kLanes<T>, m[n]);
+      store(sum + n * kLanes<T>, l[n]);
+      store(spoil + n * kLanes<T>, nan[n]);
+    }
     for (int r = 0; r < block.rows; ++r) {
       const int64_t s = (block.first + r) / call_.group;
       const int64_t head = block.kv_head * call_.group + (block.first + r) % call_.group;
-      T* out = reinterpret_cast<T*>(call_.out + block.batch * call_.out_stride[0] + head * call_.out_stride[1] +
-                                    s * call_.out_stride[2]);
+      T* out = reinterpret_cast<T*>(call_.out + block.batch * call_.out_stride[0] +
+                                    head * call_.out_stride[1] + s * call_.out_stride[2]);
       for (int64_t d = 0; d < call_.value_dim; ++d) out[d] = ot[d * kBlock<T> + r];
       if (call_.lse) {
         const int64_t heads = call_.kv_heads * call_.group;
-        static_cast<T*>(call_.lse)[(block.batch * heads + head) * call_.queries + s] =
-            sum[r] == 0 ? T(-INFINITY) : static_cast<T>(double(top[r]) + ::log(double(sum[r])));
+        T lse = static_cast<T>(double(top[r]) + ::log(double(sum[r])));
+        if (sum[r] == 0) lse = T(-INFINITY);
+        if (top[r] == T(INFINITY)) lse = top[r] + spoil[r];
+        static_cast<T*>(call_.lse)[(block.batch * heads + head) * call_.queries + s] = lse;
       }
     }
     return true;

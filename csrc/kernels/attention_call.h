@@ -11,10 +11,11 @@ struct AttentionCall {
   int64_t batch = 0, kv_heads = 0, group = 1, queries = 0, keys = 0, dim = 0, value_dim = 0;
   const char *q = nullptr, *k = nullptr, *v = nullptr;
   char* out = nullptr;
-  int64_t q_stride[3] = {}, k_stride[3] = {}, v_stride[3] = {}, out_stride[3] = {};  // batch, head, row; entries adjacent
-  void* lse = nullptr;            // (B, Hq, S) contiguous, or null
-  const char* mask = nullptr;     // booleans
-  const char* bias = nullptr;     // of `dtype`
+  int64_t q_stride[3] = {}, k_stride[3] = {}, v_stride[3] = {},
+          out_stride[3] = {};                        // batch, head, row; entries adjacent
+  void* lse = nullptr;                               // (B, Hq, S) contiguous, or null
+  const char* mask = nullptr;                        // booleans
+  const char* bias = nullptr;                        // of `dtype`
   int64_t mask_stride[4] = {}, bias_stride[4] = {};  // batch, query head, query, key; 0 where broadcast
   double scale = 1;
   bool causal = false;

@@ -1,6 +1,7 @@
 // loss = a lse' - (1 - s) w[t] x'[t] - s/V sum_c w[c] x'[c]  with x' = x - m, lse' = log(sum),
 // a = (1 - s) w[t] + s/V sum_c w[c]; gradient  g (a p - (1 - s) w[t] onehot - s/V w).
-// t target, w class weights (1 without), s label smoothing, V classes, m and sum of the row as in row_stats.h.
+// t target, w class weights (1 without), s label smoothing, V classes, m and sum of the row as in
+// row_stats.h.
 #include "kernels.h"
 #include "row_stats.h"
 
@@ -53,7 +54,7 @@ struct CrossEntropy {
     const double log_sum = s.stats.log_sum(), m = s.stats.m;
     const double smooth = kSmooth ? call.label_smoothing / double(call.n) : 0;
     const double target = (1 - (kSmooth ? call.label_smoothing : 0)) * (weight ? double(weight[s.id]) : 1);
-    double loss = target == 0 ? 0 : target * (log_sum - (double(s.chosen) - m));
+    double loss = target * (log_sum - (double(s.chosen) - m));
     if constexpr (kSmooth) loss += smooth * (call.weight_sum * log_sum - s.weighted);
     static_cast<T*>(call.loss)[row] = static_cast<T>(loss);
     const double g = call.grad_scale;
@@ -63,11 +64,12 @@ struct CrossEntropy {
   }
 
   void emit(const State& s, int64_t first, const T* const* x, T* const* dx, int n) const {
-    const Vec<T> m = splat(s.stats.m), p_scale = splat(s.p_scale), smooth = splat(s.smooth_term), one = splat(T(1));
+    const Vec<T> m = splat(s.stats.m), p_scale = splat(s.p_scale), smooth = splat(s.smooth_term),
+                 one = splat(T(1));
     for (int i = 0; i < n; i += kLanes<T>) {
       Vec<T> g = splat(T(0));
       if (s.id >= 0) {
-        g = exp(load_upto(x[0] + i, n - i, T(0)) - m) * p_scale;
+        g = exp_negative<T>(load_upto(x[0] + i, n - i, T(0)) - m) * p_scale;
         if constexpr (kSmooth) g = g - smooth * (weight ? load_upto(weight + first + i, n - i, T(0)) : one);
       }
       store_upto(dx[0] + i, g, n - i);
@@ -85,8 +87,8 @@ struct CrossEntropy {
       sum = fma(c, d, sum);
       seen = seen + c;
     }
-    s.weighted += sum_lanes<T>(sum);
-    s.seen += w ? sum_lanes<T>(seen) : n;
+    s.weighted += sum_lanes(sum);
+    s.seen += w ? sum_lanes(seen) : n;
   }
 };
 

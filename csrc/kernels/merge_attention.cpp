@@ -36,7 +36,7 @@ class Merge {
     }
     const double shift = m == -double(INFINITY) ? 0 : m;
     for (int i = 0; i < call_.parts; ++i) sum += ::exp(double(lse(i, row)) - shift);
-    const double total = m == -double(INFINITY) ? m : m + ::log(sum);
+    const double total = isinf(m) ? m : m + ::log(sum);
     static_cast<T*>(call_.lse)[row] = static_cast<T>(total);
 
     S* out = reinterpret_cast<S*>(row_of(call_, call_.out[0], row));

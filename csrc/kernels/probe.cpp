@@ -1,5 +1,5 @@
-// What the machine can do at most: multiply-adds on registers, and streams through memory. The benchmark states every
-// kernel's speed as a share of these.
+// What the machine can do at most: multiply-adds on registers, and streams through memory. The benchmark
+// states every kernel's speed as a share of these.
 #include "kernels.h"
 #include "row_driver.h"
 
@@ -11,8 +11,8 @@ constexpr int kChains = 12;
 
 }  // namespace
 
-// Runs steps x kChains float32 multiply-adds of one register on this thread and returns how many operations (2 per
-// multiply-add and lane) these are.
+// Runs steps x kChains float32 multiply-adds of one register on this thread and returns how many operations
+// (2 per multiply-add and lane) these are.
 double probe_fma(int64_t steps) {
   Vec<float> acc[kChains];
 #pragma GCC unroll 16
@@ -30,12 +30,13 @@ double probe_fma(int64_t steps) {
   }
   Vec<float> sum = acc[0];
   for (int i = 1; i < kChains; ++i) sum = sum + acc[i];
-  volatile double sink = sum_lanes<float>(sum);
+  volatile double sink = sum_lanes(sum);
   (void)sink;
   return 2.0 * kChains * kLanes<float> * static_cast<double>(steps);
 }
 
-// kind 0 reads, 1 copies, 2 copies past the cache. Pieces of 1 MB are shared among the threads. Returns the bytes moved.
+// kind 0 reads, 1 copies, 2 copies past the cache. Pieces of 1 MB are shared among the threads. Returns the
+// bytes moved.
 double probe_stream(const char* source, char* target, int64_t bytes, int kind) {
   constexpr int64_t kPiece = 1 << 20;
   constexpr int kUnroll = 8;
@@ -51,7 +52,7 @@ double probe_stream(const char* source, char* target, int64_t bytes, int kind) {
 #pragma GCC unroll 8
         for (int i = 0; i < kUnroll; ++i) acc[i] = max_of(load(from + j + i * kLanes<float>), acc[i]);
       for (int i = 1; i < kUnroll; ++i) acc[0] = max_of(acc[i], acc[0]);
-      volatile float sink = max_lane<float>(acc[0]);
+      volatile float sink = max_lane(acc[0]);
       (void)sink;
     } else if (kind == 1) {
       for (int64_t j = 0; j < n; j += kLanes<float>) store(to + j, load(from + j));

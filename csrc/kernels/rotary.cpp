@@ -1,6 +1,7 @@
 // Rotary position embedding (Su et al. 2021): pairs (a, b) of a row turn by the angle of their position,
 //   a' = a cos - b sin,  b' = b cos + a sin
-// where a pair is (x[i], x[i + half]), or (x[2i], x[2i+1]) if interleaved; entries past rotary_dim = 2 half pass through.
+// where a pair is (x[i], x[i + half]), or (x[2i], x[2i+1]) if interleaved; entries past rotary_dim = 2 half
+// pass through.
 #include "kernels.h"
 #include "row_driver.h"
 

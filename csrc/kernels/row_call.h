@@ -1,4 +1,5 @@
-// A call of a row kernel after normalising: rows of n entries, the axes around them merged where memory allows.
+// A call of a row kernel after normalising: rows of n entries, the axes around them merged where memory
+// allows.
 #pragma once
 
 #include "npkernels/array.h"
@@ -7,7 +8,7 @@ namespace npkernels {
 
 struct RowOperand {
   char* data = nullptr;
-  int64_t inner = 0;            // bytes between the entries of a row
+  int64_t inner = 0;             // bytes between the entries of a row
   int64_t outer[kMaxDims] = {};  // bytes between rows, per outer axis
 };
 
@@ -25,7 +26,8 @@ struct RowCall {
   RowOperand out[2];
 };
 
-// Per-row numbers that some kernels read or write; of the compute dtype and contiguous unless a type is given.
+// Per-row numbers that some kernels read or write; of the compute dtype and contiguous unless a type is
+// given.
 struct StatsCall : RowCall {
   const int64_t* ids = nullptr;
   void* log_prob = nullptr;

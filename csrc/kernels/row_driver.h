@@ -1,19 +1,19 @@
-// Runs a row kernel over every row of a call: first `reduce` over a row's chunks, then `emit` over them again (the row is
-// in cache by then). A kernel sees contiguous chunks of the compute type T and nothing of dtypes, strides, masks,
-// temperature or threads. It is a struct with
+// Runs a row kernel over every row of a call: first `reduce` over a row's chunks, then `emit` over them again
+// (the row is in cache by then). A kernel sees contiguous chunks of the compute type T and nothing of dtypes,
+// strides, masks, temperature or threads. It is a struct with
 //   T, inputs, outputs                   how many arrays it reads and writes (outputs may be 0)
 //   reduces, chooses                     whether it has a first pass; whether it needs one entry before that
-//   fill[], scaled[]                     per input: what a masked entry reads as; whether it is divided by temperature
-//   blank[]                              per output: what a masked entry is written as
-//   State begin(row)
-//   choice(row)                          only if `chooses`: the index of an entry whose value is wanted in state.chosen
+//   fill[], scaled[]                     per input: what a masked entry reads as; whether it is divided by
+//   temperature blank[]                              per output: what a masked entry is written as State
+//   begin(row) choice(row)                          only if `chooses`: the index of an entry whose value is
+//   wanted in state.chosen
 //                                        before the first pass; -1 for none
 //   reduce(State&, first, x, n)          entries first .. first+n-1, x[i] the chunk of input i
 //   finish(State&, row)                  between the passes; the place for per-row results
 //   emit(State&, first, x, y, n)
-// A row that is contiguous and of type T is read and written where it lies. Otherwise chunks go through a tile in cache; if
-// the rows' entries are apart in memory but neighbouring rows are adjacent, a tile takes several rows, so that whole
-// cache lines are used.
+// A row that is contiguous and of type T is read and written where it lies. Otherwise chunks go through a
+// tile in cache; if the rows' entries are apart in memory but neighbouring rows are adjacent, a tile takes
+// several rows, so that whole cache lines are used.
 #pragma once
 
 #include "../simd/math.h"
@@ -23,8 +23,9 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-constexpr int kChunk = 1024;            // entries per chunk: 4 KB of float32, a quarter of the smallest L1
+constexpr int kChunk = 1024;             // entries per chunk: 4 KB of float32, a quarter of the smallest L1
 constexpr int64_t kTaskEntries = 32768;  // entries per parallel task
+constexpr int kStep = 256;  // entries written at a time: their lines of the next row are fetched meanwhile
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache
 
 template <class S>
@@ -40,7 +41,8 @@ struct ComputeOf<double> {
 template <class F>
 inline void parallel(int64_t tasks, F f) {
   parallel_tasks(
-      tasks, workers_for(tasks), [](void* context, int64_t task, int) { (*static_cast<F*>(context))(task); }, &f);
+      tasks, workers_for(tasks), [](void* context, int64_t task, int) { (*static_cast<F*>(context))(task); },
+      &f);
 }
 
 // Where a row of an operand begins.
@@ -63,6 +65,7 @@ class RowDriver {
  public:
   RowDriver(const Kernel& kernel, const RowCall& call) : kernel_(kernel), call_(call) {
     divide_ = call.temperature != 1.0;
+    large_ = call.rows * call.n * int64_t(sizeof(S)) >= kStreamBytes;
     for (int i = 0; i < Kernel::inputs; ++i) {
       direct_in_[i] = kSameType && !call.masked && call.in[i].inner == int64_t(sizeof(S)) &&
                       !(divide_ && Kernel::scaled[i]);
@@ -71,7 +74,7 @@ class RowDriver {
     for (int i = 0; i < Kernel::outputs; ++i) {
       contiguous_ = contiguous_ && call.out[i].inner == int64_t(sizeof(S));
       const bool in_place = call.out[i].data == call.in[0].data;
-      stream_ = stream_ || (!in_place && call.rows * call.n * int64_t(sizeof(S)) >= kStreamBytes);
+      stream_ = stream_ || (!in_place && large_);
     }
     if (call.n <= 1) contiguous_ = true;
     for (int i = 0; i < Kernel::outputs; ++i)
@@ -79,6 +82,7 @@ class RowDriver {
   }
 
   void run() const {
+    if (call_.rows == 0) return;
     const int64_t last = call_.outer_dims ? call_.shape[call_.outer_dims - 1] : 1;
     const int64_t tile_rows = contiguous_ ? 1 : smaller<int64_t>(kRows, last);
     const int64_t per_line = (last + tile_rows - 1) / tile_rows;  // tiles along the last outer axis
@@ -100,6 +104,28 @@ class RowDriver {
   }
 
  private:
+  // Where a row lies, and how far away its neighbour is.
+  struct Place {
+    char *in[Kernel::inputs], *out[Kernel::outputs + 1], *mask;
+    int64_t in_step[Kernel::inputs], out_step[Kernel::outputs + 1], mask_step;
+
+    Place(const RowCall& call, int64_t row) {
+      const int last = call.outer_dims ? call.outer_dims - 1 : 0;
+      for (int i = 0; i < Kernel::inputs; ++i) {
+        in[i] = row_of(call, call.in[i], row);
+        in_step[i] = call.in[i].outer[last];
+      }
+      for (int i = 0; i < Kernel::outputs; ++i) {
+        out[i] = row_of(call, call.out[i], row);
+        out_step[i] = call.out[i].outer[last];
+      }
+      if (call.masked) {
+        mask = row_of(call, call.mask, row);
+        mask_step = call.mask.outer[last];
+      }
+    }
+  };
+
   // Rows row .. row+height-1, neighbours along the last outer axis.
   template <int kHeight>
   void run_rows(int64_t row, int height) const {
@@ -131,10 +157,14 @@ class RowDriver {
     for (int r = 0; r < height; ++r) kernel_.finish(state[r], row + r);
 
     if (Kernel::outputs == 0 || !kernel_.emits()) return;
-    for (int64_t first = 0; first < call_.n; first += kChunk) {
-      const int n = static_cast<int>(smaller<int64_t>(kChunk, call_.n - first));
+    int step = kStep;
+    if (stream_)
+      step += entries_ahead(place.out[0]);  // so that all later pieces begin on a register's boundary
+    for (int64_t first = 0; first < call_.n; first += step, step = kStep) {
+      const int n = static_cast<int>(smaller<int64_t>(step, call_.n - first));
       const T* x[Kernel::inputs];
       T* y[Kernel::outputs + 1];
+      if (large_) prefetch_next(place, first, n);
       read(place, first, n, height, buffer, x);
       for (int i = 0; i < Kernel::outputs; ++i)
         y[i] = direct_out_[i] ? reinterpret_cast<T*>(place.out[i]) + first : buffer[Kernel::inputs + i];
@@ -148,27 +178,14 @@ class RowDriver {
     }
   }
 
-  // Where a row lies, and how far away its neighbour is.
-  struct Place {
-    char *in[Kernel::inputs], *out[Kernel::outputs + 1], *mask;
-    int64_t in_step[Kernel::inputs], out_step[Kernel::outputs + 1], mask_step;
-
-    Place(const RowCall& call, int64_t row) {
-      const int last = call.outer_dims ? call.outer_dims - 1 : 0;
-      for (int i = 0; i < Kernel::inputs; ++i) {
-        in[i] = row_of(call, call.in[i], row);
-        in_step[i] = call.in[i].outer[last];
-      }
-      for (int i = 0; i < Kernel::outputs; ++i) {
-        out[i] = row_of(call, call.out[i], row);
-        out_step[i] = call.out[i].outer[last];
-      }
-      if (call.masked) {
-        mask = row_of(call, call.mask, row);
-        mask_step = call.mask.outer[last];
-      }
+  // Asks for the same entries of the next row.
+  void prefetch_next(const Place& place, int64_t first, int n) const {
+    for (int i = 0; i < Kernel::inputs; ++i) {
+      if (call_.in[i].inner != int64_t(sizeof(S))) continue;
+      const char* next = place.in[i] + place.in_step[i] + first * int64_t(sizeof(S));
+      for (int byte = 0; byte < n * int(sizeof(S)); byte += 64) prefetch(next + byte);
     }
-  };
+  }
 
   // Sets x[i] to the chunk of input i: row r's entries start at x[i] + r * kChunk.
   template <class Buffer>
@@ -228,12 +245,16 @@ class RowDriver {
         scatter(start + j * inner + r * place.out_step[i], tile + r * kChunk + j);
   }
 
+  // How many entries lie before the next boundary of a register.
+  static int entries_ahead(const void* target) {
+    return static_cast<int>(-(reinterpret_cast<intptr_t>(target) / intptr_t(sizeof(T))) & (kLanes<T> - 1));
+  }
+
   // A contiguous piece of output; past the cache if the array is too large to stay there.
   void put(S* target, const T* source, int n) const {
     if constexpr (kSameType) {
       if (stream_) {
-        const int64_t ahead = (-(reinterpret_cast<intptr_t>(target) / int64_t(sizeof(T)))) & (kLanes<T> - 1);
-        int j = static_cast<int>(smaller<int64_t>(ahead, n));
+        int j = smaller(entries_ahead(target), n);
         if (j > 0) store_part(target, load(source), j);
         for (; j + kLanes<T> <= n; j += kLanes<T>) stream(target + j, load(source + j));
         if (j < n) store_part(target + j, load(source + j), n - j);
@@ -243,9 +264,12 @@ class RowDriver {
     for (int j = 0; j < n; j += kLanes<T>) store_upto(target + j, load(source + j), n - j);
   }
 
-  // Single entries of a tile keep their storage bits in the low bytes of a T until widen_tile / after narrow_tile.
+  // Single entries of a tile keep their storage bits in the low bytes of a T until widen_tile / after
+  // narrow_tile.
   static void gather(T* target, const char* source) { memcpy(static_cast<void*>(target), source, sizeof(S)); }
-  static void scatter(char* target, const T* source) { memcpy(target, static_cast<const void*>(source), sizeof(S)); }
+  static void scatter(char* target, const T* source) {
+    memcpy(target, static_cast<const void*>(source), sizeof(S));
+  }
   static void widen_tile(T* tile, int n, int height) {
     S narrow[kLanes<T>];
     for (int r = 0; r < height; ++r)
@@ -267,7 +291,7 @@ class RowDriver {
 
   const Kernel& kernel_;
   const RowCall& call_;
-  bool divide_ = false, contiguous_ = true, stream_ = false;
+  bool divide_ = false, contiguous_ = true, large_ = false, stream_ = false;
   bool direct_in_[Kernel::inputs];
   bool direct_out_[Kernel::outputs + 1];
 };

@@ -2,8 +2,8 @@
 //
 // m is the largest entry so far. Entries equal to m are counted (each is exp(0) = 1), the others are summed:
 //   sum = ties + tail,  log(sum) = log1p((ties - 1) + tail)
-// so that a row with one dominating entry keeps the digits of its small tail (Blanchard, Higham & Higham 2021, eq. 4.2).
-// Lanes are of type T within a chunk; chunks are added up in double.
+// so that a row with one dominating entry keeps the digits of its small tail (Blanchard, Higham & Higham
+// 2021, eq. 4.2). Lanes are of type T within a chunk; chunks are added up in double.
 #pragma once
 
 #include <math.h>
@@ -48,12 +48,13 @@ struct RowStats {
     Vec<T> sum = zero, first_moment = zero, squares = zero;
     int equals = 0;
     for (int i = 0; i < n; i += kLanes<T>) {
-      const Vec<T> d = load_upto(x + i, n - i, T(-INFINITY)) - vm;
-      const Vec<T> bounded = max_of(lowest, d);  // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
-      Vec<T> e = exp(bounded);
+      const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
+      const Vec<T> bounded =
+          max_of(lowest, d);  // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
+      Vec<T> e = exp_bounded<T>(bounded);
       if constexpr (What::entropy) first_moment = fma(e, bounded, first_moment);
       if constexpr (What::split) {
-        const Mask<T> tie = equal(d, zero);
+        const Mask<T> tie = equal(xi, vm);  // also where both are +inf and d is NaN
         equals += count(tie);
         e = select(tie, zero, e);
       }
@@ -61,13 +62,14 @@ struct RowStats {
       if constexpr (What::squares) squares = fma(e, e, squares);
     }
     ties += equals;
-    tail += sum_lanes<T>(sum);
-    if constexpr (What::entropy) moment += sum_lanes<T>(first_moment);
-    if constexpr (What::squares) square += sum_lanes<T>(squares);
+    tail += sum_lanes(sum);
+    if constexpr (What::entropy) moment += sum_lanes(first_moment);
+    if constexpr (What::squares) square += sum_lanes(squares);
     return rose;
   }
 
-  // The results below are those of the row as the formula has them: NaN for a row of -inf, a row with +inf or NaN.
+  // The results below are those of the row as the formula has them: NaN for a row of -inf, a row with +inf or
+  // NaN.
   bool empty() const { return m == T(-INFINITY) && !(tail != tail); }
   double sum() const { return m == T(INFINITY) || empty() ? double(NAN) : ties + tail; }
   double log_sum() const { return m == T(INFINITY) || empty() ? double(NAN) : log1p(ties - 1 + tail); }
@@ -81,16 +83,23 @@ struct RowStats {
   double sum_p2() const { return (ties + square) / (sum() * sum()); }
 
  private:
+  // Four registers, since each maximum waits for the one before it.
   static T chunk_max(const T* x, int n) {
-    Vec<T> top = splat(T(-INFINITY));
-    for (int i = 0; i < n; i += kLanes<T>) top = max_of(load_upto(x + i, n - i, T(-INFINITY)), top);
-    return max_lane<T>(top);
+    constexpr int kWays = 4;
+    Vec<T> top[kWays];
+    for (int u = 0; u < kWays; ++u) top[u] = splat(T(-INFINITY));
+    for (int i = 0; i < n; i += kWays * kLanes<T>)
+#pragma GCC unroll 4
+      for (int u = 0; u < kWays; ++u) {
+        const int at = i + u * kLanes<T>;
+        top[u] = max_of(load_upto(x + at, n - at, T(-INFINITY)), top[u]);
+      }
+    return max_lane(max_of(max_of(top[0], top[1]), max_of(top[2], top[3])));
   }
 
   void rescale(T top) {
     if (m == T(-INFINITY)) {
-      ties = 0;  // counted -inf entries; a NaN in tail stays
-      return;
+      return;  // nothing counted yet, though tail may hold a NaN
     }
     const double down = double(m) - double(top), factor = ::exp(down);
     moment = factor == 0 ? 0 * moment : factor * (moment + down * (ties + tail));

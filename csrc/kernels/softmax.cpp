@@ -34,7 +34,7 @@ struct Softmax {
   void emit(const State& s, int64_t, const T* const* x, T* const* y, int n) const {
     const Vec<T> m = splat(s.m), scale = splat(s.scale);
     for (int i = 0; i < n; i += kLanes<T>)
-      store_upto(y[0] + i, exp(load_upto(x[0] + i, n - i, T(0)) - m) * scale, n - i);
+      store_upto(y[0] + i, exp_negative<T>(load_upto(x[0] + i, n - i, T(0)) - m) * scale, n - i);
   }
 };
 
@@ -91,7 +91,7 @@ struct SoftmaxVjp {
     Vec<T> dot = splat(T(0));
     for (int i = 0; i < n; i += kLanes<T>)
       dot = fma(load_upto(x[0] + i, n - i, T(0)), load_upto(x[1] + i, n - i, T(0)), dot);
-    s.dot += sum_lanes<T>(dot);
+    s.dot += sum_lanes(dot);
   }
 
   void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
@@ -123,14 +123,14 @@ struct LogSoftmaxVjp {
   void reduce(State& s, int64_t, const T* const* x, int n) const {
     Vec<T> sum = splat(T(0));
     for (int i = 0; i < n; i += kLanes<T>) sum = sum + load_upto(x[0] + i, n - i, T(0));
-    s.sum += sum_lanes<T>(sum);
+    s.sum += sum_lanes(sum);
   }
 
   void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
     const Vec<T> sum = splat(static_cast<T>(s.sum));
     for (int i = 0; i < n; i += kLanes<T>) {
       const Vec<T> dy = load_upto(x[0] + i, n - i, T(0)), y = load_upto(x[1] + i, n - i, T(0));
-      store_upto(dx[0] + i, dy - exp(y) * sum, n - i);
+      store_upto(dx[0] + i, dy - exp_any<T>(y) * sum, n - i);
     }
   }
 };
@@ -168,17 +168,19 @@ struct Jvp {
   }
 
   void emit(const State& s, int64_t, const T* const* x, T* const* y, int n) const {
-    const Vec<T> m = splat(s.stats.m), log_scale = splat(s.log_scale), scale = splat(s.scale), mean = splat(s.mean);
+    const Vec<T> m = splat(s.stats.m), log_scale = splat(s.log_scale), scale = splat(s.scale),
+                 mean = splat(s.mean);
     for (int i = 0; i < n; i += kLanes<T>) {
       const Vec<T> d = load_upto(x[0] + i, n - i, T(0)) - m;
       const Vec<T> tangent = load_upto(x[1] + i, n - i, T(0)) - mean;
-      const Vec<T> result = kLog ? d - log_scale : exp(d) * scale;
+      const Vec<T> result = kLog ? d - log_scale : exp_negative<T>(d) * scale;
       store_upto(y[0] + i, result, n - i);
       store_upto(y[1] + i, kLog ? tangent : result * tangent, n - i);
     }
   }
 
-  // Adds a chunk to the statistics and returns exp(m before - m after), by which earlier weighted sums shrink.
+  // Adds a chunk to the statistics and returns exp(m before - m after), by which earlier weighted sums
+  // shrink.
   static double add_with_tangent(RowStats<T, Normaliser>& stats, const T* x, int n) {
     const T before = stats.m;
     if (!stats.add(x, n) || before == T(-INFINITY)) return 1;
@@ -190,10 +192,10 @@ struct Jvp {
     const Vec<T> m = splat(stats.m == T(-INFINITY) ? T(0) : stats.m), zero = splat(T(0));
     Vec<T> sum = zero;
     for (int i = 0; i < n; i += kLanes<T>) {
-      const Vec<T> e = exp(load_upto(x + i, n - i, T(-INFINITY)) - m);
+      const Vec<T> e = exp_negative<T>(load_upto(x + i, n - i, T(-INFINITY)) - m);
       sum = sum + select(equal(e, zero), zero, e * load_upto(dx + i, n - i, T(0)));
     }
-    return sum_lanes<T>(sum);
+    return sum_lanes(sum);
   }
 };
 
@@ -228,8 +230,7 @@ struct LogsumexpJvp {
 
   void finish(State& s, int64_t row) const {
     static_cast<T*>(call.lse)[row] = static_cast<T>(s.stats.lse());
-    const bool blank_row = call.masked && s.stats.empty();
-    static_cast<T*>(call.tangent)[row] = blank_row ? T(0) : static_cast<T>(s.dot / s.stats.sum());
+    static_cast<T*>(call.tangent)[row] = s.stats.empty() ? T(0) : static_cast<T>(s.dot / s.stats.sum());
   }
 };
 

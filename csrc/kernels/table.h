@@ -1,4 +1,5 @@
-// Every kernel of one instruction set. Each ISA fills one table (kernels/table.cpp); dispatch.cpp picks between them.
+// Every kernel of one instruction set. Each ISA fills one table (kernels/table.cpp); dispatch.cpp picks
+// between them.
 #pragma once
 
 #include "attention_call.h"

@@ -1,5 +1,5 @@
-// Per-row statistics of logits in one read: log-probability of an id, lse, entropy, sum of p^2, top-1, rank; and the
-// gradients that need nothing but the logits and these numbers: one read, one write.
+// Per-row statistics of logits in one read: log-probability of an id, lse, entropy, sum of p^2, top-1, rank;
+// and the gradients that need nothing but the logits and these numbers: one read, one write.
 #include "kernels.h"
 #include "row_stats.h"
 
@@ -130,7 +130,7 @@ struct LogsumexpVjp {
   void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
     const Vec<T> lse = splat(s.lse), scale = splat(s.scale);
     for (int i = 0; i < n; i += kLanes<T>)
-      store_upto(dx[0] + i, exp(load_upto(x[0] + i, n - i, T(0)) - lse) * scale, n - i);
+      store_upto(dx[0] + i, exp_any<T>(load_upto(x[0] + i, n - i, T(0)) - lse) * scale, n - i);
   }
 };
 
@@ -156,14 +156,16 @@ struct TokenVjp {
 
   State begin(int64_t row) const {
     const T lse = static_cast<const T*>(call.lse)[row];
-    if (lse == T(-INFINITY)) return {0, 0, 0, 0, -1};
+    if (call.masked && lse == T(-INFINITY)) return {0, 0, 0, 0, -1};  // a row without entries
+    if (lse == T(INFINITY)) return {T(NAN), 0, 0, 0, -1};             // p is NaN throughout
     const double d = static_cast<const T*>(call.d)[row] / call.temperature;
     double slope = 0, entropy = 0;
     if (call.dentropy) {
       slope = static_cast<const T*>(call.dentropy)[row] / call.temperature;
       entropy = static_cast<const T*>(call.entropy)[row];
     }
-    return {lse, static_cast<T>(d), static_cast<T>(slope), static_cast<T>(d + slope * entropy), call.ids[row]};
+    return {lse, static_cast<T>(d), static_cast<T>(slope), static_cast<T>(d + slope * entropy),
+            call.ids[row]};
   }
 
   // log p is bounded below, where p is 0, so that 0 * -inf does not arise.
@@ -172,7 +174,7 @@ struct TokenVjp {
     const Vec<T> lowest = splat(ExpConstants<T>::lowest);
     for (int i = 0; i < n; i += kLanes<T>) {
       const Vec<T> log_p = max_of(lowest, load_upto(x[0] + i, n - i, T(0)) - lse);
-      store_upto(dx[0] + i, zero - exp(log_p) * fma(slope, log_p, at_zero), n - i);
+      store_upto(dx[0] + i, zero - exp_any<T>(log_p) * fma(slope, log_p, at_zero), n - i);
     }
     if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.d;
   }

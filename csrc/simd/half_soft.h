@@ -1,4 +1,5 @@
-// 16-bit storage: partial registers for every ISA, and bit-exact conversions for those without the instructions.
+// 16-bit storage: partial registers for every ISA, and bit-exact conversions for those without the
+// instructions.
 #pragma once
 
 namespace npkernels::NPK_ISA {
@@ -26,7 +27,8 @@ inline float widen(Half h) {
   return value;
 }
 
-// binary32 -> binary16, to nearest even. Adding 0.5 aligns a subnormal result's bits with the end of the significand.
+// binary32 -> binary16, to nearest even. Adding 0.5 aligns a subnormal result's bits with the end of the
+// significand.
 inline Half narrow_half(float value) {
   uint32_t bits;
   memcpy(&bits, &value, 4);

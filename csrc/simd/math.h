@@ -6,10 +6,11 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and r = x - n ln 2 in [-ln2/2, ln2/2]  (Cody & Waite 1980, ch. 6:
-// ln 2 is subtracted in two parts, the first exact in every n). exp(r) = 1 + r + r^2 P(r); P interpolates
-// (exp(r) - 1 - r) / r^2 at Chebyshev nodes. Largest error found: float 1.08 ULP (all arguments), double 1.2 ULP.
-// -inf -> 0, above the range -> inf, NaN -> NaN (max_of and min_of give their second argument for NaN).
+// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and r = x - n ln 2 in [-ln2/2, ln2/2]  (Cody & Waite 1980,
+// ch. 6: ln 2 is subtracted in two parts, the first exact in every n). exp(r) = 1 + r + r^2 P(r); P
+// interpolates (exp(r) - 1 - r) / r^2 at Chebyshev nodes. Largest error found: float 1.08 ULP (all
+// arguments), double 1.2 ULP. -inf -> 0, above the range -> inf, NaN -> NaN (max_of and min_of give their
+// second argument for NaN).
 template <class T>
 struct ExpConstants;
 
@@ -23,17 +24,19 @@ struct ExpConstants<float> {
 template <>
 struct ExpConstants<double> {
   static constexpr double lowest = -746.0, highest = 710.0;
-  static constexpr double log2e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr double p[] = {0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19,
-                                 0x1.a019b90d2ae7ap-16, 0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10,
-                                 0x1.11111111109b3p-7,  0x1.5555555553d63p-5,  0x1.5555555555556p-3,
-                                 0.5};
+  static constexpr double log2e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42fee00000p-1,
+                          ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double p[] = {0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22,
+                                 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16,
+                                 0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10,
+                                 0x1.11111111109b3p-7,  0x1.5555555553d63p-5,
+                                 0x1.5555555555556p-3,  0.5};
 };
 
+// exp for lowest <= x <= highest, or NaN.
 template <class T>
-inline Vec<T> exp_core(Vec<T> x) {
+inline Vec<T> exp_bounded(Vec<T> x) {
   using K = ExpConstants<T>;
-  x = max_of(splat(K::lowest), min_of(splat(K::highest), x));
   const Vec<T> n = round_even(x * splat(K::log2e));
   const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
   Vec<T> p = splat(K::p[0]);
@@ -41,8 +44,17 @@ inline Vec<T> exp_core(Vec<T> x) {
   return mul_pow2(fma(r * r, p, r) + splat(T(1)), n);
 }
 
-inline Vec<float> exp(Vec<float> x) { return exp_core<float>(x); }
-inline Vec<double> exp(Vec<double> x) { return exp_core<double>(x); }
+// exp for x <= 0, or NaN: what a softmax needs.
+template <class T>
+inline Vec<T> exp_negative(Vec<T> x) {
+  return exp_bounded<T>(max_of(splat(ExpConstants<T>::lowest), x));
+}
+
+// exp for every x.
+template <class T>
+inline Vec<T> exp_any(Vec<T> x) {
+  return exp_negative<T>(min_of(splat(ExpConstants<T>::highest), x));
+}
 
 }  // namespace
 }  // namespace npkernels::NPK_ISA

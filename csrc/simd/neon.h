@@ -36,7 +36,8 @@ inline float32x4_t load(const float* p) { return vld1q_f32(p); }
 inline float64x2_t load(const double* p) { return vld1q_f64(p); }
 inline void store(float* p, float32x4_t v) { vst1q_f32(p, v); }
 inline void store(double* p, float64x2_t v) { vst1q_f64(p, v); }
-// The non-temporal pair store of aarch64 is a hint that compilers do not expose here; an ordinary store is as good.
+// The non-temporal pair store of aarch64 is a hint that compilers do not expose here; an ordinary store is as
+// good.
 inline void stream(float* p, float32x4_t v) { vst1q_f32(p, v); }
 inline void stream(double* p, float64x2_t v) { vst1q_f64(p, v); }
 inline void stream_fence() {}
@@ -98,6 +99,13 @@ inline bool any(uint32x4_t m) { return vmaxvq_u32(m) != 0; }
 inline bool any(uint64x2_t m) { return (m[0] | m[1]) != 0; }
 inline int count(uint32x4_t m) { return static_cast<int>(vaddvq_u32(vshrq_n_u32(m, 31))); }
 inline int count(uint64x2_t m) { return static_cast<int>(vaddvq_u64(vshrq_n_u64(m, 63))); }
+
+inline double sum_lanes(float64x2_t v) { return v[0] + v[1]; }
+inline double sum_lanes(float32x4_t v) {
+  return sum_lanes(vcvt_f64_f32(vget_low_f32(v)) + vcvt_f64_f32(vget_high_f32(v)));
+}
+inline float max_lane(float32x4_t v) { return vmaxvq_f32(v); }
+inline double max_lane(float64x2_t v) { return v[0] > v[1] ? v[0] : v[1]; }
 
 inline float32x4_t load(const Half* p) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));

@@ -1,6 +1,6 @@
 // The thin vector type: Vec<T> is one register of the instruction set (ISA) that this file is compiled for,
-// kLanes<T> its number of lanes. Vec<float> and Vec<double> are the compiler's native vector types, so + - * /
-// are written as such; everything that plain operators cannot say is a small function below.
+// kLanes<T> its number of lanes. Vec<float> and Vec<double> are the compiler's native vector types, so + - *
+// / are written as such; everything that plain operators cannot say is a small function below.
 //
 // Each ISA's file defines, for T = float and double:
 //   splat(x) load(p) store(p, v) stream(p, v: p aligned to the register, non-temporal)
@@ -8,13 +8,15 @@
 //   fma(a, b, c) = a * b + c, rounded once        (baseline x86 has no such instruction: rounded twice)
 //   max_of(a, b), min_of(a, b)                    b where the two do not compare (NaN)
 //   round_even(x)                                 to the nearest integer
-//   mul_pow2(x, n)                                x * 2^n for an integer-valued n, gradual underflow, overflow to inf
+//   mul_pow2(x, n)                                x * 2^n for an integer-valued n, gradual underflow,
+//   overflow to inf sum_lanes(v)                                  all lanes, added in double in a fixed order
+//   max_lane(v)                                   the largest lane; v holds no NaN
 //   Mask<T>; greater(a, b) equal(a, b) not_nan(a); select(mask, a, b); any(mask); count(mask)
 // and for 16-bit storage (float lanes; Half is IEEE binary16, BFloat is the upper half of a binary32):
 //   load(const Half*) store(Half*, v) load(const BFloat*) store(BFloat*, v), rounding to nearest even
 //
-// Everything lives in the anonymous namespace of the including translation unit: code for a wide ISA must never be
-// merged by the linker with code that a smaller machine runs.
+// Everything lives in the anonymous namespace of the including translation unit: code for a wide ISA must
+// never be merged by the linker with code that a smaller machine runs.
 #pragma once
 
 #include <stdint.h>
@@ -56,34 +58,17 @@ namespace {
 
 constexpr float kInf = __builtin_inff();
 
-// The lanes added up in a fixed tree, in double.
-template <class T>
-inline double sum_lanes(Vec<T> v) {
-  double lane[kLanes<T>];
-  for (int i = 0; i < kLanes<T>; ++i) lane[i] = static_cast<double>(v[i]);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
-}
-
-// The largest lane; lanes that are NaN are passed over unless all are.
-template <class T>
-inline T max_lane(Vec<T> v) {
-  T best = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) best = (v[i] > best || best != best) ? v[i] : best;
-  return best;
-}
-
 // Entries of storage type S that fill one register of its compute type.
 template <class S>
 constexpr int kWidth = kLanes<float>;
 template <>
 constexpr int kWidth<double> = kLanes<double>;
 
-// n entries (n may be at or past the register's width): one loop body serves whole registers and the tail.
+// n entries, where n may be past the register's width, or 0 or less: one loop body serves whole registers and
+// the tail.
 template <class S, class T>
 inline Vec<T> load_upto(const S* p, int64_t n, T fill) {
-  return n >= kWidth<S> ? load(p) : load_part(p, static_cast<int>(n), fill);
+  return n >= kWidth<S> ? load(p) : n > 0 ? load_part(p, static_cast<int>(n), fill) : splat(fill);
 }
 
 template <class S, class V>

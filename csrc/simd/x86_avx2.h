@@ -62,8 +62,12 @@ inline __m256 max_of(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 inline __m256d max_of(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 inline __m256 min_of(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
 inline __m256d min_of(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
-inline __m256 round_even(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline __m256d round_even(__m256d x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m256 round_even(__m256 x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m256d round_even(__m256d x) {
+  return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 // 2^n by the exponent bits, in two factors so that each is a normal number.
 inline __m256 pow2(__m256i n) {
@@ -97,7 +101,26 @@ inline bool any(__m256d m) { return _mm256_movemask_pd(m) != 0; }
 inline int count(__m256 m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m))); }
 inline int count(__m256d m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_pd(m))); }
 
-inline __m256 load(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline double sum_lanes(__m256d v) {
+  const __m128d half = _mm256_castpd256_pd128(v) + _mm256_extractf128_pd(v, 1);
+  return half[0] + half[1];
+}
+inline double sum_lanes(__m256 v) {
+  return sum_lanes(_mm256_cvtps_pd(_mm256_castps256_ps128(v)) + _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
+}
+inline float max_lane(__m256 v) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_max_ss(half, _mm_movehdup_ps(half))[0];
+}
+inline double max_lane(__m256d v) {
+  const __m128d half = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return half[0] > half[1] ? half[0] : half[1];
+}
+
+inline __m256 load(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline void store(Half* p, __m256 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -58,7 +58,9 @@ inline __m512 max_of(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 inline __m512d max_of(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
 inline __m512 min_of(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
 inline __m512d min_of(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
-inline __m512 round_even(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m512 round_even(__m512 x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 inline __m512d round_even(__m512d x) {
   return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -77,6 +79,14 @@ inline bool any(__mmask16 m) { return m != 0; }
 inline bool any(__mmask8 m) { return m != 0; }
 inline int count(__mmask16 m) { return __builtin_popcount(m); }
 inline int count(__mmask8 m) { return __builtin_popcount(m); }
+
+inline double sum_lanes(__m512d v) { return _mm512_reduce_add_pd(v); }
+inline double sum_lanes(__m512 v) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+  return sum_lanes(low + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+}
+inline float max_lane(__m512 v) { return _mm512_reduce_max_ps(v); }
+inline double max_lane(__m512d v) { return _mm512_reduce_max_pd(v); }
 
 inline __m512 load(const Half* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -64,7 +64,9 @@ inline __m128d max_of(__m128d a, __m128d b) { return _mm_max_pd(a, b); }
 inline __m128 min_of(__m128 a, __m128 b) { return _mm_min_ps(a, b); }
 inline __m128d min_of(__m128d a, __m128d b) { return _mm_min_pd(a, b); }
 inline __m128 round_even(__m128 x) { return _mm_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline __m128d round_even(__m128d x) { return _mm_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m128d round_even(__m128d x) {
+  return _mm_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 // 2^n by the exponent bits, in two factors so that each is a normal number.
 inline __m128 pow2(__m128i n, float) {
@@ -96,6 +98,13 @@ inline __m128d select(__m128d m, __m128d a, __m128d b) { return _mm_blendv_pd(b,
 inline bool any(__m128 m) { return _mm_movemask_ps(m) != 0; }
 inline bool any(__m128d m) { return _mm_movemask_pd(m) != 0; }
 inline int count(__m128 m) { return __builtin_popcount(static_cast<unsigned>(_mm_movemask_ps(m))); }
+inline double sum_lanes(__m128d v) { return v[0] + v[1]; }
+inline double sum_lanes(__m128 v) { return sum_lanes(_mm_cvtps_pd(v) + _mm_cvtps_pd(_mm_movehl_ps(v, v))); }
+inline float max_lane(__m128 v) {
+  const __m128 half = _mm_max_ps(v, _mm_movehl_ps(v, v));
+  return _mm_max_ss(half, _mm_movehdup_ps(half))[0];
+}
+inline double max_lane(__m128d v) { return v[0] > v[1] ? v[0] : v[1]; }
 inline int count(__m128d m) { return __builtin_popcount(static_cast<unsigned>(_mm_movemask_pd(m))); }
 
 }  // namespace

@@ -130,8 +130,8 @@ def nll_loss(
     chosen = (
         np.take_along_axis(x, at, axis).squeeze(axis).astype(np.float64) if x.shape[axis] else np.zeros(ids.shape)
     )
-    with np.errstate(invalid="ignore"):
-        losses = np.where(row_weight == 0, 0, -row_weight * chosen).astype(dtype)
+    with np.errstate(invalid="ignore"):  # a weight of 0 and a loss of inf
+        losses = np.where(ids < 0, 0, -row_weight * chosen).astype(dtype)
     loss = _reduce(losses, reduction, total, dtype)
     if not return_grad:
         return loss
