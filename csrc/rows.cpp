@@ -10,6 +10,7 @@ void make_rows(RowCall& call, int axis, const RowArray* arrays, int count) {
   for (int i = 0; i < count; ++i) {
     arrays[i].operand->data = static_cast<char*>(arrays[i].array->data);
     arrays[i].operand->inner = arrays[i].array->strides[axis];
+    arrays[i].operand->outer[0] = 0;
   }
   for (int d = 0; d < lead.ndim; ++d) {
     const int64_t length = lead.shape[d];

@@ -103,7 +103,7 @@ const char* num_threads_source() {
 }
 
 int workers_for(int64_t tasks) {
-  if (omp_in_parallel()) return 1;
+  if (tasks <= 1 || omp_in_parallel()) return 1;
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(tasks, num_threads())));
 }
 

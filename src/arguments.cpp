@@ -70,10 +70,11 @@ py::array as_out(const char* function, const py::object& out) {
   return py::reinterpret_borrow<py::array>(out);
 }
 
-void check_shape_dtype(const char* function, const py::array& out, const py::object& dtype,
-                       const std::string& shape, bool shape_fits) {
-  if (!shape_fits)
-    value_error(std::string(function) + ": out has shape " + shape_text(out) + "; expected " + shape);
+[[noreturn]] void shape_error(const char* function, const py::array& out, const std::string& expected) {
+  value_error(std::string(function) + ": out has shape " + shape_text(out) + "; expected " + expected);
+}
+
+void check_dtype(const char* function, const py::array& out, const py::dtype& dtype) {
   if (!out.dtype().is(dtype) && !out.dtype().equal(dtype))
     type_error(std::string(function) + ": out has dtype " + dtype_text(out) + "; expected " +
                py::str(dtype).cast<std::string>());
@@ -169,7 +170,8 @@ py::array output(const char* function, const py::object& out, const py::array& l
     return py::module_::import("numpy").attr("empty_like")(like);
   }
   py::array result = as_out(function, out);
-  check_shape_dtype(function, result, like.dtype(), shape_text(like), same_shape(result, like));
+  if (!same_shape(result, like)) shape_error(function, result, shape_text(like));
+  check_dtype(function, result, like.dtype());
   check_out(function, result);
   for (const py::array& input : inputs)
     if (!same_memory(result, input) && overlap(result, input))
@@ -185,7 +187,8 @@ py::array output_shaped(const char* function, const py::object& out, const py::d
   py::array result = as_out(function, out);
   const bool fits = static_cast<size_t>(result.ndim()) == shape.size() &&
                     std::equal(shape.begin(), shape.end(), result.shape());
-  check_shape_dtype(function, result, dtype, text({shape.begin(), shape.end()}), fits);
+  if (!fits) shape_error(function, result, text({shape.begin(), shape.end()}));
+  check_dtype(function, result, dtype);
   check_out(function, result);
   for (const py::array& input : inputs)
     if (overlap(result, input))

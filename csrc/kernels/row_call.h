@@ -9,7 +9,7 @@ namespace npkernels {
 struct RowOperand {
   char* data = nullptr;
   int64_t inner = 0;             // bytes between the entries of a row
-  int64_t outer[kMaxDims] = {};  // bytes between rows, per outer axis
+  int64_t outer[kMaxDims];  // bytes between rows, per outer axis; make_rows sets what is used
 };
 
 // Rows are numbered in the C order of the outer axes.
@@ -17,7 +17,7 @@ struct RowCall {
   int64_t n = 0;
   int64_t rows = 1;
   int outer_dims = 0;
-  int64_t shape[kMaxDims] = {};
+  int64_t shape[kMaxDims];
   DType dtype = DType::float32;
   double temperature = 1.0;
   bool masked = false;

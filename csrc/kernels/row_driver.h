@@ -25,6 +25,7 @@ namespace {
 
 constexpr int kChunk = 1024;             // entries per chunk: 4 KB of float32, a quarter of the smallest L1
 constexpr int64_t kTaskEntries = 32768;  // entries per parallel task
+constexpr int kPitch = kChunk + 16;     // from row to row of a tile; not a power of two, which would collide in L1
 constexpr int kStep = 256;  // entries written at a time: their lines of the next row are fetched meanwhile
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache
 
@@ -84,7 +85,8 @@ class RowDriver {
   void run() const {
     if (call_.rows == 0) return;
     const int64_t last = call_.outer_dims ? call_.shape[call_.outer_dims - 1] : 1;
-    const int64_t tile_rows = contiguous_ ? 1 : smaller<int64_t>(kRows, last);
+    const bool together = all_direct() && call_.n <= kStep;
+    const int64_t tile_rows = contiguous_ && !together ? 1 : smaller<int64_t>(kRows, last);
     const int64_t per_line = (last + tile_rows - 1) / tile_rows;  // tiles along the last outer axis
     const int64_t tiles = call_.rows / last * per_line;
     const int64_t per_task = larger<int64_t>(1, kTaskEntries / larger<int64_t>(1, call_.n * tile_rows));
@@ -93,11 +95,13 @@ class RowDriver {
       const int64_t end = smaller(tiles, (task + 1) * per_task);
       for (int64_t tile = task * per_task; tile < end; ++tile) {
         const int64_t row = tile / per_line * last + tile % per_line * tile_rows;
-        const int64_t height = smaller(tile_rows, last - tile % per_line * tile_rows);
-        if (contiguous_)
-          run_rows<1>(row, 1);
+        const int height = static_cast<int>(smaller(tile_rows, last - tile % per_line * tile_rows));
+        if (tile_rows == 1)
+          run_rows<1, 1>(row, 1);
+        else if (together)
+          run_rows<kRows, 1>(row, height);
         else
-          run_rows<kRows>(row, static_cast<int>(height));
+          run_rows<kRows, kRows>(row, height);
       }
       if (stream_) stream_fence();
     });
@@ -126,12 +130,24 @@ class RowDriver {
     }
   };
 
-  // Rows row .. row+height-1, neighbours along the last outer axis.
-  template <int kHeight>
+  bool all_direct() const {
+    bool direct = true;
+    for (int i = 0; i < Kernel::inputs; ++i) direct = direct && direct_in_[i];
+    for (int i = 0; i < Kernel::outputs; ++i) direct = direct && direct_out_[i];
+    return direct;
+  }
+
+  // Rows row .. row+height-1, neighbours along the last outer axis. The buffer is as high as rows that are not direct need.
+  template <int kHeight, int kBuffered>
   void run_rows(int64_t row, int height) const {
-    alignas(64) T buffer[kArrays][kHeight * kChunk];
+    alignas(64) T buffer[kArrays][kBuffered * kPitch];
     typename Kernel::State state[kHeight];
     Place place(call_, row);
+    int64_t x_step[Kernel::inputs], y_step[Kernel::outputs + 1];  // entries from row to row
+    for (int i = 0; i < Kernel::inputs; ++i)
+      x_step[i] = direct_in_[i] && kBuffered < kHeight ? place.in_step[i] / int64_t(sizeof(T)) : kPitch;
+    for (int i = 0; i < Kernel::outputs; ++i)
+      y_step[i] = direct_out_[i] ? place.out_step[i] / int64_t(sizeof(T)) : kPitch;
     for (int r = 0; r < height; ++r) {
       state[r] = kernel_.begin(row + r);
       if constexpr (Kernel::chooses) {
@@ -147,10 +163,10 @@ class RowDriver {
       for (int64_t first = 0; first < call_.n; first += kChunk) {
         const int n = static_cast<int>(smaller<int64_t>(kChunk, call_.n - first));
         const T* x[Kernel::inputs];
-        read(place, first, n, height, buffer, x);
+        read(place, first, n, kBuffered < kHeight ? 1 : height, buffer, x);
         for (int r = 0; r < height; ++r) {
           kernel_.reduce(state[r], first, x, n);
-          for (int i = 0; i < Kernel::inputs; ++i) x[i] += kChunk;
+          for (int i = 0; i < Kernel::inputs; ++i) x[i] += x_step[i];
         }
       }
     }
@@ -165,13 +181,13 @@ class RowDriver {
       const T* x[Kernel::inputs];
       T* y[Kernel::outputs + 1];
       if (large_) prefetch_next(place, first, n);
-      read(place, first, n, height, buffer, x);
+      read(place, first, n, kBuffered < kHeight ? 1 : height, buffer, x);
       for (int i = 0; i < Kernel::outputs; ++i)
         y[i] = direct_out_[i] ? reinterpret_cast<T*>(place.out[i]) + first : buffer[Kernel::inputs + i];
       for (int r = 0; r < height; ++r) {
         kernel_.emit(state[r], first, x, y, n);
-        for (int i = 0; i < Kernel::inputs; ++i) x[i] += kChunk;
-        for (int i = 0; i < Kernel::outputs; ++i) y[i] += kChunk;
+        for (int i = 0; i < Kernel::inputs; ++i) x[i] += x_step[i];
+        for (int i = 0; i < Kernel::outputs; ++i) y[i] += y_step[i];
       }
       for (int i = 0; i < Kernel::outputs; ++i)
         if (!direct_out_[i]) write(place, i, first, n, height, buffer[Kernel::inputs + i]);
@@ -187,7 +203,7 @@ class RowDriver {
     }
   }
 
-  // Sets x[i] to the chunk of input i: row r's entries start at x[i] + r * kChunk.
+  // Sets x[i] to the chunk of input i: row r's entries start at x[i] + r * kPitch.
   template <class Buffer>
   void read(const Place& place, int64_t first, int n, int height, Buffer& buffer, const T** x) const {
     for (int i = 0; i < Kernel::inputs; ++i) {
@@ -203,19 +219,19 @@ class RowDriver {
         for (int r = 0; r < height; ++r) {
           const S* source = reinterpret_cast<const S*>(start + r * place.in_step[i]);
           for (int j = 0; j < n; j += kLanes<T>)
-            store_upto(tile + r * kChunk + j, load_upto(source + j, n - j, T(0)), n - j);
+            store_upto(tile + r * kPitch + j, load_upto(source + j, n - j, T(0)), n - j);
         }
       } else {
         for (int j = 0; j < n; ++j)
           for (int r = 0; r < height; ++r)
-            gather(tile + r * kChunk + j, start + j * inner + r * place.in_step[i]);
+            gather(tile + r * kPitch + j, start + j * inner + r * place.in_step[i]);
         if constexpr (!kSameType) widen_tile(tile, n, height);
       }
       if (divide_ && Kernel::scaled[i]) {
         const Vec<T> temperature = splat(static_cast<T>(call_.temperature));
         for (int r = 0; r < height; ++r)
           for (int j = 0; j < n; j += kLanes<T>)
-            store(tile + r * kChunk + j, load(tile + r * kChunk + j) / temperature);
+            store(tile + r * kPitch + j, load(tile + r * kPitch + j) / temperature);
       }
       if (call_.masked) cover(place, first, n, height, Kernel::fill[i], tile);
     }
@@ -226,7 +242,7 @@ class RowDriver {
     for (int r = 0; r < height; ++r) {
       const char* mask = place.mask + first * call_.mask.inner + r * place.mask_step;
       for (int j = 0; j < n; ++j)
-        if (!mask[j * call_.mask.inner]) tile[r * kChunk + j] = value;
+        if (!mask[j * call_.mask.inner]) tile[r * kPitch + j] = value;
     }
   }
 
@@ -236,13 +252,13 @@ class RowDriver {
     char* start = place.out[i] + first * inner;
     if (inner == int64_t(sizeof(S))) {
       for (int r = 0; r < height; ++r)
-        put(reinterpret_cast<S*>(start + r * place.out_step[i]), tile + r * kChunk, n);
+        put(reinterpret_cast<S*>(start + r * place.out_step[i]), tile + r * kPitch, n);
       return;
     }
     if constexpr (!kSameType) narrow_tile(tile, n, height);
     for (int j = 0; j < n; ++j)
       for (int r = 0; r < height; ++r)
-        scatter(start + j * inner + r * place.out_step[i], tile + r * kChunk + j);
+        scatter(start + j * inner + r * place.out_step[i], tile + r * kPitch + j);
   }
 
   // How many entries lie before the next boundary of a register.
@@ -274,7 +290,7 @@ class RowDriver {
     S narrow[kLanes<T>];
     for (int r = 0; r < height; ++r)
       for (int j = 0; j < n; j += kLanes<T>) {
-        T* p = tile + r * kChunk + j;
+        T* p = tile + r * kPitch + j;
         for (int k = 0; k < kLanes<T>; ++k) memcpy(static_cast<void*>(narrow + k), p + k, sizeof(S));
         store(p, load(narrow));
       }
@@ -283,7 +299,7 @@ class RowDriver {
     S narrow[kLanes<T>];
     for (int r = 0; r < height; ++r)
       for (int j = 0; j < n; j += kLanes<T>) {
-        T* p = tile + r * kChunk + j;
+        T* p = tile + r * kPitch + j;
         store(narrow, load(p));
         for (int k = 0; k < kLanes<T>; ++k) memcpy(static_cast<void*>(p + k), narrow + k, sizeof(S));
       }

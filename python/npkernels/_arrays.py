@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from npkernels import _checked
 
+ndarray = np.ndarray
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +26,7 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if args and type(args[0]) is np.ndarray and not _checked.enabled():
+        if args and type(args[0]) is ndarray and not _checked.users:
             return function(*args, **kwargs)
         return _general(function, args, kwargs)
 
@@ -83,7 +84,7 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
 
 def floating(function: str, name: str, x: Any) -> Array:
     """x as an aligned, native array of a floating dtype; integers, booleans and lists become what NumPy makes them."""
-    if type(x) is np.ndarray:
+    if type(x) is ndarray:
         dtype = x.dtype
         if (dtype is _FLOAT32 or dtype is _FLOAT64 or dtype is _FLOAT16) and x.flags.aligned:
             return x

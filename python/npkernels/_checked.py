@@ -7,12 +7,19 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
-_active: ContextVar[bool] = ContextVar("npkernels_checked", default=os.environ.get("NPKERNELS_CHECK", "") not in ("", "0"))
+_by_environment = os.environ.get("NPKERNELS_CHECK", "") not in ("", "0")
+_active: ContextVar[bool] = ContextVar("npkernels_checked", default=_by_environment)
 _inside: ContextVar[bool] = ContextVar("npkernels_inside_check", default=False)
+
+
+_lock = Lock()
+# How many ask for checks, in any thread; while it is 0 a call need not look further.
+users = int(_by_environment)
 
 
 class MismatchError(AssertionError):
@@ -39,10 +46,15 @@ def checked() -> Iterator[None]:
     ...     npkernels.softmax([0.0, 0.0])
     array([0.5, 0.5])
     """
+    global users
     token = _active.set(True)
+    with _lock:
+        users += 1
     try:
         yield
     finally:
+        with _lock:
+            users -= 1
         _active.reset(token)
 
 

@@ -40,11 +40,11 @@ ArrayLike = npt.ArrayLike
 
 
 def _options(function: str, axis: Any, temperature: Any, mask: Any) -> tuple[int, float, Array | None]:
-    if type(axis) is not int:
-        axis = axis_index(function, axis)
-    if type(temperature) is not float:
-        temperature = number(function, "temperature", temperature)
-    return axis, temperature, None if mask is None else boolean(function, "mask", mask)
+    return (
+        axis_index(function, axis),
+        number(function, "temperature", temperature),
+        None if mask is None else boolean(function, "mask", mask),
+    )
 
 
 @kernel
@@ -97,7 +97,8 @@ def softmax(
            [0. , 1. ]])
     """
     x = floating("softmax", "x", x)
-    axis, temperature, mask = _options("softmax", axis, temperature, mask)
+    if type(axis) is not int or type(temperature) is not float or mask is not None:
+        axis, temperature, mask = _options("softmax", axis, temperature, mask)
     return _core.softmax(x, axis, temperature, mask, out)
 
 
@@ -131,7 +132,8 @@ def log_softmax(
     array([-1.00000000e+02, -3.72007598e-44])
     """
     x = floating("log_softmax", "x", x)
-    axis, temperature, mask = _options("log_softmax", axis, temperature, mask)
+    if type(axis) is not int or type(temperature) is not float or mask is not None:
+        axis, temperature, mask = _options("log_softmax", axis, temperature, mask)
     return _core.log_softmax(x, axis, temperature, mask, out)
 
 
