@@ -8,7 +8,7 @@ namespace npkernels {
 
 struct RowOperand {
   char* data = nullptr;
-  int64_t inner = 0;             // bytes between the entries of a row
+  int64_t inner = 0;        // bytes between the entries of a row
   int64_t outer[kMaxDims];  // bytes between rows, per outer axis; make_rows sets what is used
 };
 

@@ -25,7 +25,8 @@ namespace {
 
 constexpr int kChunk = 1024;             // entries per chunk: 4 KB of float32, a quarter of the smallest L1
 constexpr int64_t kTaskEntries = 32768;  // entries per parallel task
-constexpr int kPitch = kChunk + 16;     // from row to row of a tile; not a power of two, which would collide in L1
+constexpr int kPitch =
+    kChunk + 16;            // from row to row of a tile; not a power of two, which would collide in L1
 constexpr int kStep = 256;  // entries written at a time: their lines of the next row are fetched meanwhile
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache
 
@@ -137,7 +138,8 @@ class RowDriver {
     return direct;
   }
 
-  // Rows row .. row+height-1, neighbours along the last outer axis. The buffer is as high as rows that are not direct need.
+  // Rows row .. row+height-1, neighbours along the last outer axis. The buffer is as high as rows that are
+  // not direct need.
   template <int kHeight, int kBuffered>
   void run_rows(int64_t row, int height) const {
     alignas(64) T buffer[kArrays][kBuffered * kPitch];

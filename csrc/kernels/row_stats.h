@@ -48,6 +48,7 @@ struct RowStats {
     Vec<T> sum = zero, first_moment = zero, squares = zero;
     int equals = 0;
     for (int i = 0; i < n; i += kLanes<T>) {
+      prefetch(x + i + kChunk);  // the next chunk comes while this one is computed
       const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
       const Vec<T> bounded =
           max_of(lowest, d);  // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
