@@ -16,7 +16,7 @@ using npkernels::SoftmaxOptions;
 namespace {
 
 constexpr size_t kFirstTokenStats = offsetof(npk_token_stats, rank) + sizeof(npk_array*);
-constexpr size_t kFirstCrossEntropyOptions = offsetof(npk_cross_entropy_options, reduction) + sizeof(int32_t);
+constexpr size_t kFirstCrossEntropyOptions = offsetof(npk_cross_entropy_options, reserved) + sizeof(int32_t);
 
 // What all functions of the family check of x, and the options that they hand on.
 struct Rows {
@@ -265,6 +265,7 @@ npk_status npk_cross_entropy(const npk_array* logits, const npk_array* targets, 
     const int64_t classes = rows.x.shape[rows.options.axis];
     const View chosen = rows.per_row(targets, "targets", DType::int64);
     require(o.label_smoothing >= 0 && o.label_smoothing <= 1, NPK_BAD_VALUE, "label_smoothing");
+    require(o.reserved == 0, NPK_BAD_VALUE, "reserved");
     require(o.reduction >= NPK_MEAN && o.reduction <= NPK_NONE, NPK_BAD_VALUE, "reduction");
     const std::optional<View> weight = optional_view(o.weight, "weight");
     if (weight) {

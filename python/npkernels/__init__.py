@@ -8,6 +8,7 @@ from npkernels._attention import (
     rotary_embedding,
     rotary_embedding_vjp,
 )
+from npkernels._build import get_cmake_dir, get_include
 from npkernels._checked import MismatchError, checked
 from npkernels._config import (
     available_isas,
@@ -49,6 +50,8 @@ __all__ = [
     "checked",
     "cross_entropy",
     "entropy",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "isa",
     "log_softmax",

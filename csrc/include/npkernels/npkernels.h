@@ -152,8 +152,9 @@ typedef struct npk_cross_entropy_options {
   int64_t ignore_index;    /* rows with this target give loss 0 and gradient 0 */
   double label_smoothing;  /* s in [0, 1] */
   int32_t reduction;       /* an npk_reduction */
+  int32_t reserved;        /* 0 */
 } npk_cross_entropy_options;
-#define NPK_CROSS_ENTROPY_OPTIONS_INIT {sizeof(npk_cross_entropy_options), NULL, -100, 0.0, NPK_MEAN}
+#define NPK_CROSS_ENTROPY_OPTIONS_INIT {sizeof(npk_cross_entropy_options), NULL, -100, 0.0, NPK_MEAN, 0}
 
 /* Per row (1 - s) w[t] (lse - x[t]) + s / V sum_c w[c] (lse - x[c]), as PyTorch has it; targets t per row,
  * int64, in [0, V) or ignore_index. options: NULL = the defaults. loss: per row for NPK_NONE, else one number
