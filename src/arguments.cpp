@@ -173,11 +173,7 @@ py::array output(const char* function, const py::object& out, const py::array& l
   if (!same_shape(result, like)) shape_error(function, result, shape_text(like));
   check_dtype(function, result, like.dtype());
   check_out(function, result);
-  for (const py::array& input : inputs)
-    if (!same_memory(result, input) && overlap(result, input))
-      value_error(
-          std::string(function) +
-          ": out overlaps an input but is not the same view of it; pass the input itself or separate memory");
+  for (const py::array& input : inputs) check_in_place(function, result, input);
   return result;
 }
 
@@ -194,6 +190,18 @@ py::array output_shaped(const char* function, const py::object& out, const py::d
     if (overlap(result, input))
       value_error(std::string(function) + ": out overlaps an input; pass separate memory");
   return result;
+}
+
+void check_in_place(const char* function, const py::array& out, const py::array& input) {
+  if (!same_memory(out, input) && overlap(out, input))
+    value_error(
+        std::string(function) +
+        ": out overlaps an input but is not the same view of it; pass the input itself or separate memory");
+}
+
+void check_apart(const char* function, const py::array& a, const py::array& b) {
+  if (overlap(a, b))
+    value_error(std::string(function) + ": the two arrays of out overlap; pass separate memory");
 }
 
 py::dtype numpy_dtype(DType dtype) {

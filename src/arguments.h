@@ -50,6 +50,11 @@ py::array output(const char* function, const py::object& out, const py::array& l
 py::array output_shaped(const char* function, const py::object& out, const py::dtype& dtype,
                         const std::vector<py::ssize_t>& shape, std::initializer_list<py::array> inputs);
 
+// ValueError if out shares memory with an input other than entry by entry.
+void check_in_place(const char* function, const py::array& out, const py::array& input);
+// ValueError if two outputs share memory.
+void check_apart(const char* function, const py::array& a, const py::array& b);
+
 // A new array in C order: the shape of x without `axis`, of the compute dtype (or int64).
 py::array per_row(const py::array& x, int axis, DType dtype);
 // A contiguous array of one entry per row of x, of the given dtype; ValueError if its shape is another.

@@ -118,8 +118,10 @@ py::tuple merge_attention(const py::list& outs, const py::list& lses, const py::
     norms.push_back(args::row_values(function, lse_name.c_str(), lses[i].cast<py::array>(), first, axis,
                                      npkernels::compute_dtype(lead.dtype)));
   }
-  py::array result =
-      args::output_shaped(function, out, first.dtype(), {first.shape(), first.shape() + first.ndim()}, {});
+  py::array result = args::output(function, out, first, {});
+  for (const py::array& part : parts) args::check_in_place(function, result, part);
+  if (result.shape(axis) > 1 && result.size() > 0 && result.strides(axis) != result.itemsize())
+    args::value_error("merge_attention: the last axis of out must be contiguous");
   const Array target = args::view(result, lead.dtype);
   py::array lse = args::per_row(first, axis, npkernels::compute_dtype(lead.dtype));
   void* to_lse = lse.mutable_data();

@@ -59,11 +59,13 @@ py::array vjp(const char* function, const py::array& dy, const py::array& y, int
 
 template <Jvp kernel>
 py::tuple jvp(const char* function, const py::array& x, const py::array& dx, int axis, double temperature,
-              const py::object& mask) {
+              const py::object& mask, const py::object& out_y, const py::object& out_dy) {
   const Array in = args::floating(function, "x", x);
   const Array tangent = args::floating_like(function, "dx", dx, "x", x);
   const Options o(function, x, axis, temperature, mask);
-  py::array y = args::output(function, py::none(), x, {}), dy = args::output(function, py::none(), x, {});
+  py::array y = args::output(function, out_y, x, {x, dx});
+  py::array dy = args::output(function, out_dy, x, {x, dx});
+  args::check_apart(function, y, dy);
   const Array result = args::view(y, in.dtype), result_tangent = args::view(dy, in.dtype);
   {
     py::gil_scoped_release release;
@@ -154,16 +156,18 @@ void bind_softmax(py::module_& m) {
       arg("dy"), arg("y"), arg("axis"), arg("temperature"), arg("mask"), arg("out"));
   bind(
       "softmax_jvp",
-      [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask) {
-        return jvp<npkernels::softmax_jvp>("softmax_jvp", x, dx, axis, t, mask);
+      [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask,
+         const py::object& out_y, const py::object& out_dy) {
+        return jvp<npkernels::softmax_jvp>("softmax_jvp", x, dx, axis, t, mask, out_y, out_dy);
       },
-      arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
+      arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"), arg("out_y"), arg("out_dy"));
   bind(
       "log_softmax_jvp",
-      [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask) {
-        return jvp<npkernels::log_softmax_jvp>("log_softmax_jvp", x, dx, axis, t, mask);
+      [](const py::array& x, const py::array& dx, int axis, double t, const py::object& mask,
+         const py::object& out_y, const py::object& out_dy) {
+        return jvp<npkernels::log_softmax_jvp>("log_softmax_jvp", x, dx, axis, t, mask, out_y, out_dy);
       },
-      arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"));
+      arg("x"), arg("dx"), arg("axis"), arg("temperature"), arg("mask"), arg("out_y"), arg("out_dy"));
   bind(
       "logsumexp",
       [](const py::array& x, int axis, double t, const py::object& mask) {

@@ -80,7 +80,8 @@ py::array token_log_probs_vjp(const py::array& dlogp, const py::array& logits, c
 // Losses per row and, if asked, the gradient of grad_scale * their sum. ids are checked and negative where
 // ignored.
 py::tuple cross_entropy(const py::array& logits, const py::array& ids, int axis, const py::object& weight,
-                        double weight_sum, double label_smoothing, double grad_scale, bool want_grad) {
+                        double weight_sum, double label_smoothing, double grad_scale, bool want_grad,
+                        const py::object& out) {
   const char* function = "cross_entropy";
   const Array in = args::floating(function, "logits", logits);
   const DType dtype = npkernels::compute_dtype(in.dtype);
@@ -99,7 +100,7 @@ py::tuple cross_entropy(const py::array& logits, const py::array& ids, int axis,
   py::object grad = py::none();
   Array dx{};
   if (want_grad) {
-    grad = args::output(function, py::none(), logits, {});
+    grad = args::output(function, out, logits, {logits});
     dx = args::view(grad.cast<py::array>(), in.dtype);
   }
   void* losses = loss.mutable_data();
@@ -119,5 +120,5 @@ void bind_tokens(py::module_& m) {
   m.def("token_log_probs_vjp", &token_log_probs_vjp, arg("dlogp"), arg("logits"), arg("ids"), arg("lse"),
         arg("dentropy"), arg("entropy"), arg("temperature"), arg("mask"), arg("out"));
   m.def("cross_entropy", &cross_entropy, arg("logits"), arg("ids"), arg("axis"), arg("weight"),
-        arg("weight_sum"), arg("label_smoothing"), arg("grad_scale"), arg("want_grad"));
+        arg("weight_sum"), arg("label_smoothing"), arg("grad_scale"), arg("want_grad"), arg("out"));
 }

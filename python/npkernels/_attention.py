@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels import _core
-from npkernels._arrays import Array, boolean, choice, compute_dtype, floating, kernel, number, shape_error, statistic
+from npkernels._arrays import Array, boolean, check_out, compute_dtype, floating, kernel, number, shape_error, statistic
 from npkernels._softmax import softmax
 
 ArrayLike = npt.ArrayLike
@@ -200,6 +200,7 @@ def attention_weights(
     causal: Causal = False,
     scale: float | None = None,
     q_offset: int | ArrayLike | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Probabilities with which queries attend to keys, (B, Hq, S, K): for looking at, memory S x K.
 
@@ -219,6 +220,7 @@ def attention_weights(
     batch, q_heads, queries, dim = q4.shape
     k_heads, keys = k4.shape[1:3]
     shape = (batch, q_heads, queries, keys)
+    check_out(function, out, shape[4 - q.ndim :], q.dtype)
     allowed = np.ones((1, 1), dtype=np.bool_) if mask is None else boolean(function, "mask", mask)
     offset = _offset(function, causal, q_offset, batch, queries, keys)
     if causal:
@@ -236,12 +238,17 @@ def attention_weights(
         scores *= q4.dtype.type(_scale(function, scale, dim))
         if added is not None:
             scores += added
-    weights = softmax(scores, mask=allowed, out=scores)
-    return weights.reshape(weights.shape[4 - q.ndim :])
+    weights = softmax(scores, mask=allowed, out=scores).reshape(shape[4 - q.ndim :])
+    if out is None:
+        return weights
+    out[...] = weights
+    return out
 
 
 @kernel
-def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tuple[Array, Array]:
+def merge_attention(
+    outs: Sequence[ArrayLike], lses: Sequence[ArrayLike], *, out: Array | None = None
+) -> tuple[Array, Array]:
     """Join partial attention results over disjoint keys into the result over all of them.
 
     Parameters
@@ -250,6 +257,8 @@ def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tup
         Partial outputs, of one shape and dtype.
     lses : sequence of array_like (..., S)
         Their log-sum-exps, as `attention` returns them. A part with -inf saw no key and is not read.
+    out : ndarray, optional
+        Where the joined output goes: (..., S, Dv), contiguous last axis; one of outs itself is allowed.
 
     Returns
     -------
@@ -276,7 +285,7 @@ def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tup
             parts[i] = np.ascontiguousarray(part)
     dtype = compute_dtype(parts[0].dtype)
     norms = [statistic(function, f"lses[{i}]", x, dtype) for i, x in enumerate(lses)]
-    return _core.merge_attention(parts, norms, None)
+    return _core.merge_attention(parts, norms, out)
 
 
 @kernel

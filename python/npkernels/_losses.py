@@ -12,6 +12,7 @@ from npkernels._arrays import (
     Array,
     axis_index,
     boolean,
+    check_out,
     choice,
     compute_dtype,
     floating,
@@ -36,6 +37,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     return_grad: bool = False,
+    out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Cross-entropy between logits and target classes, and its gradient.
 
@@ -57,6 +59,8 @@ def cross_entropy(
         "mean" divides by the sum of the targets' weights (NaN if every row is ignored).
     return_grad : bool
         Also return the gradient of the result (of its sum, for "none").
+    out : ndarray, optional
+        Where the gradient goes, with `return_grad`; of the shape and dtype of logits, logits itself is allowed.
 
     Returns
     -------
@@ -88,13 +92,15 @@ def cross_entropy(
     x = floating(function, "logits", logits)
     dtype = compute_dtype(x.dtype)
     choice(function, "reduction", reduction, REDUCTIONS)
+    if out is not None and not return_grad:
+        raise ValueError(f"{function}: out takes the gradient; pass return_grad=True with it")
     smoothing = number(function, "label_smoothing", label_smoothing)
     if not 0 <= smoothing <= 1:
         raise ValueError(f"{function}: label_smoothing is {label_smoothing!r}; expected a number in [0, 1]")
     axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
     weight_sum = float(x.shape[axis]) if w is None else float(w.sum(dtype=np.float64))
     scale = 1.0 if reduction != "mean" else 1.0 / total if total else np.nan
-    losses, grad = _core.cross_entropy(x, ids, axis, w, weight_sum, smoothing, scale, return_grad)
+    losses, grad = _core.cross_entropy(x, ids, axis, w, weight_sum, smoothing, scale, return_grad, out)
     loss = _reduce(losses, reduction, total, dtype)
     return (loss, grad) if return_grad else loss
 
@@ -109,6 +115,7 @@ def nll_loss(
     ignore_index: int = -100,
     reduction: str = "mean",
     return_grad: bool = False,
+    out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Negative log-likelihood of target classes, given log-probabilities, and its gradient.
 
@@ -124,7 +131,10 @@ def nll_loss(
     x = floating(function, "log_probs", log_probs)
     dtype = compute_dtype(x.dtype)
     choice(function, "reduction", reduction, REDUCTIONS)
+    if out is not None and not return_grad:
+        raise ValueError(f"{function}: out takes the gradient; pass return_grad=True with it")
     axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
+    check_out(function, out, x.shape, x.dtype)
     at = np.expand_dims(np.maximum(ids, 0), axis)
     row_weight = np.where(ids < 0, 0, 1.0 if w is None else w[np.maximum(ids, 0)]) if x.shape[axis] else np.zeros(ids.shape)
     chosen = (
@@ -136,7 +146,8 @@ def nll_loss(
     if not return_grad:
         return loss
     scale = 1.0 if reduction != "mean" else 1.0 / total if total else np.nan
-    grad = np.zeros_like(x)
+    grad = np.empty_like(x) if out is None else out
+    grad[...] = 0
     if x.shape[axis]:
         slope = np.where(ids < 0, 0, -row_weight * scale)
         np.put_along_axis(grad, at, np.expand_dims(slope, axis).astype(x.dtype), axis)

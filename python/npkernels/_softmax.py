@@ -219,6 +219,14 @@ def _reduced(result: Array, axis: int, keepdims: bool, out: Array | None) -> Arr
     return result[()]  # type: ignore[no-any-return]
 
 
+def _pair(function: str, out: Any) -> tuple[Array | None, Array | None]:
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"{function}: out is {type(out).__name__}; expected a tuple of two arrays")
+    return out
+
+
 @kernel
 def softmax_vjp(
     dy: ArrayLike,
@@ -326,6 +334,7 @@ def softmax_jvp(
     *,
     temperature: float = 1.0,
     mask: ArrayLike | None = None,
+    out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """Softmax and its tangent: ``y`` and ``dy = y * (dx - sum(y * dx)) / temperature``, together.
 
@@ -335,6 +344,8 @@ def softmax_jvp(
         Point and direction, of one shape and dtype.
     axis, temperature, mask
         As for `softmax`; masked entries have tangent 0.
+    out : (ndarray, ndarray), optional
+        Where y and dy go, of x's shape and dtype; x and dx themselves are allowed.
 
     Returns
     -------
@@ -349,7 +360,8 @@ def softmax_jvp(
     """
     x, dx = floating("softmax_jvp", "x", x), floating("softmax_jvp", "dx", dx)
     axis, temperature, mask = _options("softmax_jvp", axis, temperature, mask)
-    return _core.softmax_jvp(x, dx, axis, temperature, mask)
+    out_y, out_dy = _pair("softmax_jvp", out)
+    return _core.softmax_jvp(x, dx, axis, temperature, mask, out_y, out_dy)
 
 
 @kernel
@@ -360,6 +372,7 @@ def log_softmax_jvp(
     *,
     temperature: float = 1.0,
     mask: ArrayLike | None = None,
+    out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """log_softmax and its tangent: ``y`` and ``dy = (dx - sum(exp(y) * dx)) / temperature``, together.
 
@@ -374,7 +387,8 @@ def log_softmax_jvp(
     """
     x, dx = floating("log_softmax_jvp", "x", x), floating("log_softmax_jvp", "dx", dx)
     axis, temperature, mask = _options("log_softmax_jvp", axis, temperature, mask)
-    return _core.log_softmax_jvp(x, dx, axis, temperature, mask)
+    out_y, out_dy = _pair("log_softmax_jvp", out)
+    return _core.log_softmax_jvp(x, dx, axis, temperature, mask, out_y, out_dy)
 
 
 @kernel
@@ -385,6 +399,7 @@ def logsumexp_jvp(
     *,
     temperature: float = 1.0,
     mask: ArrayLike | None = None,
+    out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """Logsumexp and its tangent: ``lse`` and ``dlse = sum(softmax(x) * dx) / temperature``, together.
 
@@ -399,5 +414,8 @@ def logsumexp_jvp(
     """
     x, dx = floating("logsumexp_jvp", "x", x), floating("logsumexp_jvp", "dx", dx)
     axis, temperature, mask = _options("logsumexp_jvp", axis, temperature, mask)
+    out_lse, out_dlse = _pair("logsumexp_jvp", out)
+    _check_reduced_out("logsumexp_jvp", out_lse, x, axis, False)
+    _check_reduced_out("logsumexp_jvp", out_dlse, x, axis, False)
     lse, dlse = _core.logsumexp_jvp(x, dx, axis, temperature, mask)
-    return lse[()], dlse[()]
+    return _reduced(lse, axis, False, out_lse), _reduced(dlse, axis, False, out_dlse)
