@@ -1,0 +1,650 @@
+"""npkernels.h: the answers of the Python functions, and a status for every argument that does not fit."""
+
+import ctypes
+import threading
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import npkernels
+from c_library import (
+    BAD_AXIS,
+    BAD_DTYPE,
+    BAD_INDEX,
+    BAD_SHAPE,
+    BAD_STRIDES,
+    BAD_VALUE,
+    BOTTOM_RIGHT,
+    DTYPES,
+    MEAN,
+    NO_MEMORY,
+    NONE,
+    NULL_POINTER,
+    OK,
+    OVERLAP,
+    SUM,
+    TOP_LEFT,
+    AttentionOptions,
+    CrossEntropyOptions,
+    NpkArray,
+    TokenStats,
+    bad_argument,
+    call,
+    describe,
+    library,
+    many,
+    struct,
+)
+
+FLOATS = DTYPES[:4]
+INF, NAN = float("inf"), float("nan")
+
+
+def normal(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(0, 2, shape).astype(dtype)
+
+
+def compute(dtype):
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def same(got, wanted):
+    assert got.dtype == wanted.dtype
+    # bytes, since NaN is equal to nothing and bfloat16 unknown to assert_array_equal
+    assert_array_equal(np.ascontiguousarray(got).view(np.uint8), np.ascontiguousarray(wanted).view(np.uint8))
+
+
+# --- the answers of the Python functions, bit for bit
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5, 33), -1), ((4, 3, 5), 1), ((6,), 0), ((0, 3), 0), ((3, 0), -1)]
+)
+def test_softmax_family(shape, axis, dtype):
+    x, dy = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=1)
+    mask = np.asarray(normal(*shape[1:]) > -1)
+    options = {"temperature": 0.75, "mask": mask}
+    arguments = (axis, 0.75, mask)
+    y, tangent = np.empty_like(x), np.empty_like(x)
+    rows = np.empty_like(x.sum(axis=axis), compute(dtype)) if x.ndim > 1 else np.empty((), compute(dtype))
+    more = np.empty_like(rows)
+
+    for name in ("softmax", "log_softmax"):
+        assert call(name, x, *arguments, y) == OK
+        same(y, getattr(npkernels, name)(x, axis, **options))
+        assert call(f"{name}_vjp", dy, y, *arguments, tangent) == OK
+        same(tangent, getattr(npkernels, f"{name}_vjp")(dy, y, axis, **options))
+        assert call(f"{name}_jvp", x, dy, *arguments, y, tangent) == OK
+        for got, wanted in zip(
+            (y, tangent), getattr(npkernels, f"{name}_jvp")(x, dy, axis, **options), strict=True
+        ):
+            same(got, wanted)
+    assert call("logsumexp", x, *arguments, rows, more) == OK
+    same(rows, npkernels.logsumexp(x, axis, **options))
+    same(more, npkernels.entropy(x, axis, **options))
+    assert call("logsumexp_vjp", more, x, rows, *arguments, y) == OK
+    same(y, npkernels.logsumexp_vjp(more, x, rows, axis, **options))
+    assert call("logsumexp_jvp", x, dy, *arguments, rows, more) == OK
+    for got, wanted in zip((rows, more), npkernels.logsumexp_jvp(x, dy, axis, **options), strict=True):
+        same(got, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_token_statistics(dtype):
+    x, ids = normal(2, 3, 50, dtype=dtype), np.array([[0, 49, 7], [7, 8, 9]])
+    out = {name: np.empty(ids.shape, compute(dtype)) for name in ("log_prob", "lse", "entropy", "sum_p2")}
+    out |= {name: np.empty(ids.shape, np.int64) for name in ("top1", "rank")}
+    assert call("token_log_probs", x, ids, 2.0, None, struct(TokenStats, **out)) == OK
+    wanted = npkernels.token_log_probs(x, ids, temperature=2.0)
+    for name, got in out.items():
+        same(got, getattr(wanted, name))
+
+    lse, entropy = out["lse"], out["entropy"]
+    gradient = npkernels.token_log_probs_vjp(
+        lse, x, ids, lse, dentropy=entropy, entropy=entropy, temperature=2.0
+    )
+    assert call("token_log_probs_vjp", lse, x, ids, lse, entropy, entropy, 2.0, None, x) == OK
+    same(x, gradient)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("number", "reduction"), [(MEAN, "mean"), (SUM, "sum"), (NONE, "none")])
+@pytest.mark.parametrize("ignored", [-100, 2])
+def test_cross_entropy(number, reduction, ignored, dtype):
+    x, targets = normal(4, 6, 3, dtype=dtype), np.array([[0, 1, ignored], [5, 4, 3], [2, 2, 2], [1, 1, 1]])
+    weight = np.abs(normal(6)).astype(compute(dtype))
+    options = struct(
+        CrossEntropyOptions, weight=weight, ignore_index=ignored, label_smoothing=0.1, reduction=number
+    )
+    loss, gradient = np.empty(targets.shape if reduction == "none" else (), compute(dtype)), np.empty_like(x)
+    assert call("cross_entropy", x, targets, 1, options, loss, gradient) == OK
+    kwargs = {
+        "axis": 1,
+        "weight": weight,
+        "ignore_index": ignored,
+        "label_smoothing": 0.1,
+        "reduction": reduction,
+    }
+    wanted, wanted_gradient = npkernels.cross_entropy(x, targets, return_grad=True, **kwargs)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-15 if dtype == np.float64 else 1e-7)
+    same(gradient, wanted_gradient)
+    before = loss.copy()
+    assert call("cross_entropy", x, targets, 1, options, loss, None) == OK
+    same(loss, before)
+
+
+def test_cross_entropy_by_default():
+    x, targets, loss = normal(4, 6), np.array([0, 5, -100, 3]), np.empty((), np.float32)
+    assert call("cross_entropy", x, targets, -1, None, loss, None) == OK
+    same(loss, np.asarray(npkernels.cross_entropy(x, targets)))
+    targets[:] = -100
+    assert call("cross_entropy", x, targets, -1, None, loss, None) == OK
+    assert np.isnan(loss)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+def test_attention(dtype):
+    q = normal(2, 5, 4, 8, dtype=dtype).transpose(0, 2, 1, 3)  # (B, Hq, S, D) of a (B, S, Hq, D) array
+    k, v = normal(2, 2, 7, 8, dtype=dtype), normal(2, 2, 7, 3, dtype=dtype)
+    mask, bias, offset = normal(4, 5, 7) > -2, normal(7, dtype=dtype), np.array([3, -1])
+    out, lse = np.empty((2, 4, 5, 3), dtype), np.empty((2, 4, 5), dtype)
+    options = struct(AttentionOptions, scale=0.3, causal=TOP_LEFT, q_offset=offset, mask=mask, bias=bias)
+    assert call("attention", q, k, v, options, out, lse) == OK
+    kwargs = {"mask": mask, "bias": bias, "causal": "top_left", "q_offset": offset, "scale": 0.3}
+    wanted = npkernels.attention(q, k, v, return_lse=True, **kwargs)
+    same(out, wanted[0])
+    same(lse, wanted[1])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_attention_without_a_batch_and_by_default(ndim):
+    q, k, v = normal(4, 5, 8), normal(2, 7, 8), normal(2, 7, 3)
+    if ndim == 2:
+        q, k, v = q[0], k[0], v[0]
+    out = np.empty((*q.shape[:-1], 3), np.float32)
+    assert call("attention", q, k, v, None, out, None) == OK
+    same(out, npkernels.attention(q, k, v))
+    assert call("attention", q, k, v, struct(AttentionOptions, causal=BOTTOM_RIGHT), out, None) == OK
+    same(out, npkernels.attention(q, k, v, causal="bottom_right"))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_merge_attention_and_rotary_embedding(dtype):
+    outs = [normal(3, 5, 4, dtype=dtype, seed=i) for i in range(3)]
+    lses = [normal(3, 5, dtype=compute(dtype), seed=i) for i in range(3)]
+    out, lse = np.empty_like(outs[0]), np.empty_like(lses[0])
+    assert call("merge_attention", 3, many(outs), many(lses), out, lse) == OK
+    wanted = npkernels.merge_attention(outs, lses)
+    same(out, wanted[0])
+    same(lse, wanted[1])
+
+    angle = normal(5, 1, dtype=compute(dtype))
+    for inverse, function in ((0, npkernels.rotary_embedding), (1, npkernels.rotary_embedding_vjp)):
+        for interleaved in (0, 1):
+            x = outs[0].copy()
+            wanted = function(
+                x, cos=np.cos(angle), sin=np.sin(angle), rotary_dim=2, interleaved=bool(interleaved)
+            )
+            assert call("rotary_embedding", x, np.cos(angle), np.sin(angle), interleaved, inverse, x) == OK
+            same(x, wanted)
+
+
+def test_strides_that_are_not_given_are_those_of_c_order():
+    x, y = normal(3, 4), np.empty((3, 4), np.float32)
+    assert call("softmax", describe(x, strides=None), -1, 1.0, None, describe(y, strides=None)) == OK
+    same(y, npkernels.softmax(x))
+
+
+def test_arrays_with_negative_strides_and_outputs_between_other_data():
+    memory, target = normal(6, 10), np.zeros((6, 10), np.float32)
+    x, y = memory[::-1, ::-2], target[1::2, ::2][::-1]
+    assert call("softmax", x[:3], -1, 1.0, None, y) == OK
+    same(y, npkernels.softmax(x[:3]))
+    assert not target[::2].any()
+    assert not target[:, 1::2].any()
+
+
+# --- what is refused
+
+
+def arguments_of(function):
+    """A call that works: its arguments by name, in the order of the C function."""
+    x, rows = normal(3, 8), normal(3)
+    common = {"axis": 1, "temperature": 1.0, "mask": np.ones((3, 8), np.bool_)}
+    match function:
+        case "softmax" | "log_softmax":
+            return {"x": x, **common, "y": np.zeros_like(x)}
+        case "logsumexp":
+            return {"x": x, **common, "lse": rows, "entropy": rows.copy()}
+        case "softmax_vjp" | "log_softmax_vjp":
+            return {"dy": x, "y": x.copy(), **common, "dx": np.zeros_like(x)}
+        case "logsumexp_vjp":
+            return {"d": rows, "x": x, "lse": rows.copy(), **common, "dx": np.zeros_like(x)}
+        case "softmax_jvp" | "log_softmax_jvp":
+            return {"x": x, "dx": x.copy(), **common, "y": np.zeros_like(x), "dy": np.zeros_like(x)}
+        case "logsumexp_jvp":
+            return {"x": x, "dx": x.copy(), **common, "lse": rows, "dlse": rows.copy()}
+        case "token_log_probs":
+            common.pop("axis")
+            wanted = {name: rows.copy() for name in ("log_prob", "lse", "entropy", "sum_p2")}
+            wanted |= {name: np.arange(3) for name in ("top1", "rank")}
+            return {"logits": x, "ids": np.array([0, 7, 3]), **common, **wanted}
+        case "token_log_probs_vjp":
+            common.pop("axis")
+            inputs = {"dlogp": rows, "logits": x, "ids": np.array([0, 7, 3]), "lse": rows.copy()}
+            return inputs | {
+                "dentropy": rows.copy(),
+                "entropy": rows.copy(),
+                **common,
+                "dlogits": np.zeros_like(x),
+            }
+        case "cross_entropy":
+            options = {
+                "weight": normal(8),
+                "ignore_index": -1,
+                "label_smoothing": 0.5,
+                "reduction": NONE,
+                "reserved": 0,
+            }
+            inputs = {"logits": x, "targets": np.array([0, 7, -1]), "axis": 1, **options}
+            return inputs | {"loss": rows, "dlogits": np.zeros_like(x)}
+        case "attention":
+            q, k, v = normal(2, 4, 3, 8), normal(2, 2, 5, 8), normal(2, 2, 5, 6)
+            options = {"scale": 1.0, "causal": 1, "reserved": 0, "q_offset": np.array([0, 1])}
+            options |= {"mask": np.ones((2, 4, 3, 5), np.bool_), "bias": normal(2, 4, 3, 5)}
+            return {"q": q, "k": k, "v": v, **options, "out": normal(2, 4, 3, 6), "lse": normal(2, 4, 3)}
+        case "merge_attention":
+            return {"parts": 1, "outs": normal(3, 8), "lses": rows, "out": x, "lse": rows.copy()}
+        case "rotary_embedding":
+            tables = {"cos": normal(3, 4), "sin": normal(3, 4, seed=1)}
+            return {"x": x, **tables, "interleaved": 0, "inverse": 0, "y": np.zeros_like(x)}
+    raise AssertionError(function)
+
+
+OUTPUTS = {
+    "softmax": ["y"],
+    "log_softmax": ["y"],
+    "logsumexp": ["lse", "entropy"],
+    "softmax_vjp": ["dx"],
+    "log_softmax_vjp": ["dx"],
+    "logsumexp_vjp": ["dx"],
+    "softmax_jvp": ["y", "dy"],
+    "log_softmax_jvp": ["y", "dy"],
+    "logsumexp_jvp": ["lse", "dlse"],
+    "token_log_probs": ["log_prob", "lse", "entropy", "sum_p2", "top1", "rank"],
+    "token_log_probs_vjp": ["dlogits"],
+    "cross_entropy": ["loss", "dlogits"],
+    "attention": ["out", "lse"],
+    "merge_attention": ["out", "lse"],
+    "rotary_embedding": ["y"],
+}
+OPTIONAL = {"mask", "bias", "q_offset", "weight", "entropy", "log_prob", "sum_p2", "top1", "rank", "dlogits"}
+STRUCTS = {"token_log_probs": TokenStats, "cross_entropy": CrossEntropyOptions, "attention": AttentionOptions}
+
+
+OPTIONS_AT = {"token_log_probs": 4, "cross_entropy": 3, "attention": 3}  # where the structure stands
+
+
+def split(function, arguments):
+    """The arguments that the structure of options takes, and the others as a list."""
+    fields = dict(STRUCTS[function]._fields_)
+    return {n: v for n, v in arguments.items() if n in fields}, [
+        v for n, v in arguments.items() if n not in fields
+    ]
+
+
+def status_of(function, arguments):
+    if function not in STRUCTS:
+        return call(function, *arguments.values())
+    options, others = split(function, arguments)
+    others.insert(OPTIONS_AT[function], struct(STRUCTS[function], **options))
+    return call(function, *others)
+
+
+def expect_refused(function, changes, status, argument=None):
+    arguments = arguments_of(function) | changes
+    outputs = {name: arguments_of(function)[name] for name in OUTPUTS[function]}
+    for name in OUTPUTS[function]:
+        value = arguments[name]
+        memory = value if isinstance(value, np.ndarray) else getattr(value, "kept", [None])[0]
+        if memory is not None:
+            memory[...] = 42
+            outputs[name] = memory
+    assert status_of(function, arguments) == status
+    assert bad_argument() == (next(iter(changes)) if argument is None else argument)
+    for name, memory in outputs.items():
+        if isinstance(arguments[name], np.ndarray | NpkArray):
+            assert (memory == 42).all(), f"{name} was written to"
+
+
+ARRAYS = [
+    (f, name) for f in OUTPUTS for name, value in arguments_of(f).items() if isinstance(value, np.ndarray)
+]
+
+
+def lead_of(function):
+    """The argument that sets the shapes of the others."""
+    leads = {"softmax_vjp": "y", "log_softmax_vjp": "y", "attention": "q", "merge_attention": "out"}
+    return leads.get(function, "logits" if "logits" in arguments_of(function) else "x")
+
+
+@pytest.mark.parametrize("function", OUTPUTS)
+def test_the_calls_that_the_refused_ones_start_from_work(function):
+    assert status_of(function, arguments_of(function)) == OK
+    assert bad_argument() == ""
+
+
+@pytest.mark.parametrize(("function", "name"), ARRAYS)
+def test_descriptors_that_describe_nothing(function, name):
+    a = arguments_of(function)[name]
+    expect_refused(function, {name: describe(a, data=None)}, NULL_POINTER)
+    expect_refused(function, {name: describe(a, shape=None)}, NULL_POINTER)
+    expect_refused(function, {name: describe(a, ndim=-1)}, BAD_SHAPE)
+    expect_refused(function, {name: describe(a, ndim=65, shape=(1,) * 65, strides=(0,) * 65)}, BAD_SHAPE)
+    expect_refused(function, {name: describe(a, shape=(*a.shape[:-1], -a.shape[-1]))}, BAD_SHAPE)
+    expect_refused(function, {name: describe(a, shape=(1 << 62, *a.shape[1:]))}, BAD_SHAPE)
+    expect_refused(function, {name: describe(a, dtype=6)}, BAD_DTYPE)
+    expect_refused(function, {name: describe(a, dtype=-1)}, BAD_DTYPE)
+    far = [-(1 << 63), *a.strides[1:]]
+    expect_refused(function, {name: describe(a, strides=far)}, BAD_STRIDES)
+    if a.itemsize > 1:
+        expect_refused(function, {name: describe(a, data=a.ctypes.data + 1)}, BAD_STRIDES)
+        expect_refused(function, {name: describe(a, strides=(a.strides[0] + 1, *a.strides[1:]))}, BAD_STRIDES)
+
+
+@pytest.mark.parametrize(("function", "name"), ARRAYS)
+def test_shapes_and_dtypes_that_do_not_fit(function, name):
+    a = arguments_of(function)[name]
+    lead = lead_of(function)
+    refused = "sin" if name == "cos" else name
+    if name not in (lead, "v"):
+        expect_refused(
+            function, {name: np.ones((*a.shape[:-1], a.shape[-1] + 1), a.dtype)}, BAD_SHAPE, refused
+        )
+        expect_refused(function, {name: np.ones((1, 1, 1, *a.shape), a.dtype)}, BAD_SHAPE, refused)
+    if name != lead:
+        expect_refused(
+            function, {name: a.astype(np.float64 if a.dtype == np.float32 else np.float32)}, BAD_DTYPE
+        )
+    if a.dtype == np.float32:
+        expect_refused(function, {name: a.astype(np.int64)}, BAD_DTYPE)
+
+
+@pytest.mark.parametrize(("function", "name"), [(f, n) for f, n in ARRAYS if n not in OPTIONAL])
+def test_arguments_that_are_needed(function, name):
+    if function in ("logsumexp", "attention", "token_log_probs") and name == "lse":
+        return
+    expect_refused(function, {name: None}, NULL_POINTER)
+
+
+def test_optional_arrays_that_go_together():
+    expect_refused("logsumexp", {"lse": None, "entropy": None}, NULL_POINTER)
+    expect_refused("token_log_probs_vjp", {"dentropy": None}, NULL_POINTER)
+    expect_refused("token_log_probs_vjp", {"entropy": None}, NULL_POINTER)
+    assert call("token_log_probs", normal(3, 8), np.zeros(3, np.int64), 1.0, None, None) == NULL_POINTER
+    assert bad_argument() == "stats"
+
+
+@pytest.mark.parametrize(("function", "name"), [(f, n) for f in OUTPUTS for n in OUTPUTS[f]])
+def test_outputs_whose_entries_share_memory(function, name):
+    a = arguments_of(function)[name]
+    expect_refused(function, {name: describe(a, strides=(0, *a.strides[1:]))}, BAD_STRIDES)
+
+
+def inputs_of(function):
+    return [n for f, n in ARRAYS if f == function and n not in OUTPUTS[function]]
+
+
+@pytest.mark.parametrize(
+    ("function", "output", "other"),
+    [
+        (f, o, i)
+        for f in OUTPUTS
+        for o in OUTPUTS[f]
+        for i in inputs_of(f) + [n for n in OUTPUTS[f] if n != o]
+    ],
+)
+def test_outputs_that_share_memory_with_another_argument(function, output, other):
+    arguments = arguments_of(function)
+    a, b = arguments[output], arguments[other]
+    memory = np.zeros(a.nbytes + b.nbytes, np.uint8)
+    memory[: b.nbytes] = b.ravel().view(np.uint8)
+    shared = (b.nbytes - 1) // 8 * 8  # from here on the bytes are of both
+    views = {
+        output: describe(a, data=memory.ctypes.data + shared),
+        other: describe(b, data=memory.ctypes.data),
+    }
+    later = max(output, other, key=OUTPUTS[function].index) if other in OUTPUTS[function] else output
+    before = memory.copy()
+    assert status_of(function, arguments | views) == OVERLAP
+    assert bad_argument() == later
+    assert_array_equal(memory, before)
+
+
+@pytest.mark.parametrize("function", [f for f in OUTPUTS if "axis" in arguments_of(f)])
+def test_axes_that_do_not_exist(function):
+    for axis in (2, -3, 2**31 - 1, -(2**31)):
+        expect_refused(function, {"axis": axis}, BAD_AXIS)
+    number = np.ones((), np.float32)
+    lead = lead_of(function)
+    assert status_of(function, arguments_of(function) | {lead: number, "axis": 0}) == BAD_AXIS
+
+
+@pytest.mark.parametrize("function", [f for f in OUTPUTS if "temperature" in arguments_of(f)])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, INF, NAN])
+def test_temperatures_that_mean_nothing(function, temperature):
+    expect_refused(function, {"temperature": temperature}, BAD_VALUE)
+
+
+def test_values_that_mean_nothing():
+    for smoothing in (-0.1, 1.1, NAN):
+        expect_refused("cross_entropy", {"label_smoothing": smoothing}, BAD_VALUE)
+    for reduction in (-1, 3):
+        expect_refused("cross_entropy", {"reduction": reduction}, BAD_VALUE)
+    for scale in (INF, NAN):
+        expect_refused("attention", {"scale": scale}, BAD_VALUE)
+    for causal in (-1, 3):
+        expect_refused("attention", {"causal": causal}, BAD_VALUE)
+    for function in ("attention", "cross_entropy"):
+        expect_refused(function, {"reserved": 1}, BAD_VALUE)
+    expect_refused("attention", {"q_offset": np.array([0, 1 << 62])}, BAD_VALUE)
+    for parts in (0, -1):
+        expect_refused("merge_attention", {"parts": parts}, BAD_VALUE)
+
+
+def test_ids_and_targets_outside_the_vocabulary():
+    for bad in (-1, 8, 1 << 62):
+        for function in ("token_log_probs", "token_log_probs_vjp"):
+            expect_refused(function, {"ids": np.array([0, 1, bad])}, BAD_INDEX)
+    for bad in (-2, 8, -100):
+        expect_refused("cross_entropy", {"targets": np.array([0, 1, bad])}, BAD_INDEX)
+
+
+def test_attention_shapes():
+    for name, shape in {
+        "k": [(1, 2, 5, 8), (2, 3, 5, 8), (2, 0, 5, 8), (2, 2, 5, 7), (2, 5, 8)],
+        "v": [(1, 2, 5, 6), (2, 1, 5, 6), (2, 2, 4, 6)],
+        "out": [(2, 4, 3, 7), (2, 4, 2, 6), (2, 2, 3, 6), (1, 4, 3, 6)],
+        "lse": [(2, 4, 4), (4, 3), (2, 4, 3, 1)],
+        "mask": [(2, 2, 3, 5), (3, 2), (1, 2, 4, 3, 5)],
+        "bias": [(2, 2, 3, 5), (4,)],
+        "q_offset": [(1,), (3,), ()],
+    }.items():
+        for wrong in shape:
+            dtype = arguments_of("attention")[name].dtype
+            expect_refused("attention", {name: np.zeros(wrong, dtype)}, BAD_SHAPE)
+    for wrong in ((8,), (1, 2, 4, 3, 8)):
+        expect_refused("attention", {"q": normal(*wrong)}, BAD_SHAPE)
+    for dtype in (np.float16, np.int64):
+        expect_refused("attention", {"q": normal(2, 4, 3, 8).astype(dtype)}, BAD_DTYPE)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [("attention", n) for n in ("q", "k", "v", "out", "lse", "q_offset")]
+    + [("merge_attention", n) for n in ("outs", "lses", "out", "lse")]
+    + [("rotary_embedding", n) for n in ("x", "cos", "sin", "y")]
+    + [("token_log_probs", n) for n in ("ids", "lse", "rank")]
+    + [("cross_entropy", n) for n in ("targets", "weight", "loss")],
+)
+def test_arrays_that_must_be_contiguous(function, name):
+    a = arguments_of(function)[name]
+    expect_refused(function, {name: np.repeat(a, 2, axis=-1)[..., ::2]}, BAD_STRIDES)
+
+
+def test_rotary_tables_wider_than_the_rows():
+    wide = {"cos": normal(3, 5), "sin": normal(3, 5)}
+    expect_refused("rotary_embedding", wide, BAD_SHAPE, "cos")
+    deep = {"cos": normal(2, 3, 4), "sin": normal(2, 3, 4)}
+    expect_refused("rotary_embedding", deep, BAD_SHAPE, "cos")
+
+
+# --- options of other versions
+
+
+@pytest.mark.parametrize("function", STRUCTS)
+def test_options_of_another_version(function):
+    kind = STRUCTS[function]
+    name = "stats" if function == "token_log_probs" else "options"
+
+    class Later(kind):
+        _fields_ = (("new", ctypes.c_int64),)
+
+    options, others = split(function, arguments_of(function))
+
+    def status(made):
+        values = others.copy()
+        values.insert(OPTIONS_AT[function], made)
+        return call(function, *values)
+
+    assert status(struct(Later, **options, new=0)) == OK
+    assert status(struct(Later, **options, new=1)) == BAD_VALUE
+    assert bad_argument() == name
+    for size in (0, 8, 1 << 40):
+        assert status(struct(kind, **{**options, "size": size})) == BAD_VALUE
+        assert bad_argument() == name
+
+
+# --- overlap
+
+
+def random_view(generator, memory):
+    """A part of memory with steps of either sign, and sometimes with its axes swapped."""
+    slices = []
+    for length in memory.shape:
+        start = generator.integers(0, length // 2)
+        slices.append(slice(start, None, generator.integers(1, 4)))
+    view = memory[tuple(slices)]
+    view = view[tuple(slice(None, None, generator.choice([-1, 1])) for _ in view.shape)]
+    return view.transpose(generator.permutation(view.ndim))
+
+
+def test_an_output_is_refused_exactly_if_it_shares_memory():
+    generator = np.random.default_rng(5)
+    refused = served = 0
+    for _ in range(1000):
+        memory = generator.normal(0, 1, (4, 6, 8)).astype(np.float32)
+        x, y = random_view(generator, memory), random_view(generator, memory)
+        shape = tuple(map(min, x.shape, y.shape))
+        x, y = (a[tuple(map(slice, shape))] for a in (x, y))
+        wanted = npkernels.softmax(x.copy())
+        before = memory.copy()
+        status = call("softmax", x, -1, 1.0, None, y)
+        if np.shares_memory(x, y) and describe_place(x) != describe_place(y):
+            refused += 1
+            assert status == OVERLAP
+            assert_array_equal(memory, before)
+        else:
+            served += 1
+            assert status == OK
+            same(y.copy(), wanted)
+    assert refused > 100
+    assert served > 100
+
+
+def describe_place(a):
+    return a.ctypes.data, [stride for length, stride in zip(a.shape, a.strides, strict=True) if length > 1]
+
+
+@pytest.mark.parametrize("function", [f for f in OUTPUTS if f not in ("attention", "merge_attention")])
+def test_results_in_the_memory_of_an_input(function):
+    fresh = arguments_of(function)
+    for output in OUTPUTS[function]:
+        for name in inputs_of(function):
+            arguments = arguments_of(function)
+            a, b = arguments[output], arguments[name]
+            if a.dtype != b.dtype or a.ndim < 2 or b.shape != a.shape:
+                continue
+            assert status_of(function, fresh) == OK
+            assert status_of(function, arguments | {output: b}) == OK
+            same(b, fresh[output])
+
+
+# --- settings, and what goes with a status
+
+
+def test_every_status_has_its_words():
+    texts = [call_text(status) for status in range(-1, 11)]
+    assert all(texts)
+    assert len(set(texts[1:-1])) == 10
+    assert texts[0] == texts[-1] == "unknown status"
+
+
+def call_text(status):
+    return library.npk_status_text(status).decode()
+
+
+def test_the_refused_argument_is_that_of_this_thread():
+    expect_refused("softmax", {"axis": 7}, BAD_AXIS)
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(bad_argument()))
+    thread.start()
+    thread.join()
+    assert seen == [""]
+    assert bad_argument() == "axis"
+
+
+def test_scratch_that_no_memory_holds():
+    batch = 1 << 50  # of nothing: the offsets of bottom_right alone need 8 PiB
+    q, out = (describe(np.empty((1, 0, 1, 1), np.float32), shape=(batch, 0, 1, 1)) for _ in range(2))
+    options = struct(AttentionOptions, causal=BOTTOM_RIGHT)
+    assert call("attention", q, q, q, options, out, None) == NO_MEMORY
+
+
+def test_isa():
+    names = []
+    while name := library.npk_compiled_isas()[len(names)]:
+        names.append(name.decode())
+    runs = [name for name in names if library.npk_isa_supported(name.encode())]
+    assert tuple(runs) == npkernels.available_isas()
+    assert not library.npk_isa_supported(None)
+    assert call("set_isa", b"abacus") == BAD_VALUE
+    assert call("set_isa", None) == NULL_POINTER
+    assert bad_argument() == "name"
+    with npkernels.use_isa(runs[0]):  # one setting for Python and C
+        assert library.npk_isa().decode() == runs[0]
+        assert call("set_isa", runs[-1].encode()) == OK
+        assert npkernels.isa() == runs[-1]
+
+
+def test_threads():
+    before, now = ctypes.c_int(-1), npkernels.get_num_threads()
+    assert call("set_num_threads", 3, ctypes.byref(before)) == OK
+    try:
+        assert library.npk_num_threads() == npkernels.get_num_threads() == 3
+        assert call("set_thread_limit", 2, None) == OK
+        assert npkernels.get_num_threads() == 2
+        assert call("set_thread_limit", 0, None) == OK
+        for function in ("set_num_threads", "set_thread_limit"):
+            assert call(function, -1, None) == BAD_VALUE
+            assert bad_argument() == "n"
+        assert npkernels.get_num_threads() == 3
+    finally:
+        assert call("set_num_threads", before.value, None) == OK
+    assert npkernels.get_num_threads() == now
+
+
+def test_version():
+    assert library.npk_version().decode() == npkernels.__version__
