@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
@@ -34,18 +34,27 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _general(function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-    foreign = next((a for a in (*args, *kwargs.values()) if _is_foreign(a)), None)
+    foreign = next((a for a in _leaves((*args, *kwargs.values())) if _is_foreign(a)), None)
     out = kwargs.get("out")
     name = function.__name__
     new_args = tuple(_to_numpy(name, a) for a in args)
     new_kwargs = {key: _to_numpy(name, value) for key, value in kwargs.items()}
-    if _checked.enabled():
-        result = _checked.compare(function, new_args, new_kwargs)
-    else:
-        result = function(*new_args, **new_kwargs)
-    if foreign is None:
-        return result
-    return out if out is not None else _to_kind(result, foreign)  # type: ignore[return-value]
+    result: Any = (_checked.compare if _checked.enabled() else _call)(function, new_args, new_kwargs)
+    kind: R = result if foreign is None else _to_kind(result, foreign, out)
+    return kind
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the values, and the elements of those that are lists or tuples."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
 
 
 def _is_foreign(value: object) -> bool:
@@ -53,23 +62,31 @@ def _is_foreign(value: object) -> bool:
 
 
 def _to_numpy(function: str, value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(_is_foreign(v) for v in value):
+        return type(value)(_to_numpy(function, v) for v in value)
     if not _is_foreign(value):
         return value
     try:
         return np.from_dlpack(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         kind = f"{type(value).__module__}.{type(value).__name__}"
-        raise TypeError(f"{function}: a {kind} cannot be read in CPU memory ({error}); expected a CPU array") from error
+        raise TypeError(
+            f"{function}: a {kind} cannot be read in CPU memory ({error}); expected a CPU array"
+        ) from error
 
 
-def _to_kind(result: Any, foreign: Any) -> Any:
+def _to_kind(result: Any, foreign: Any, out: Any = None) -> Any:
+    """Return the result as the kind of array that `foreign` is; what went into `out` is the caller's own object."""
     if isinstance(result, tuple):
-        return tuple(_to_kind(r, foreign) for r in result)
+        outs = out if isinstance(out, tuple) else (out,) * len(result)
+        return tuple(_to_kind(r, foreign, o) for r, o in zip(result, outs, strict=True))
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         fields = {f.name: _to_kind(getattr(result, f.name), foreign) for f in dataclasses.fields(result)}
         return dataclasses.replace(result, **fields)
     if not isinstance(result, np.ndarray | np.generic):
         return result
+    if out is not None and np.shares_memory(result, _to_numpy("out", out)):
+        return out
     if hasattr(foreign, "__array_namespace__"):
         namespace = foreign.__array_namespace__()
     else:
@@ -83,7 +100,7 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
 
 
 def floating(function: str, name: str, x: Any) -> Array:
-    """x as an aligned, native array of a floating dtype; integers, booleans and lists become what NumPy makes them."""
+    """Return x as an aligned, native array of a floating dtype; integers, booleans, lists become float64."""
     if type(x) is ndarray:
         dtype = x.dtype
         if (dtype is _FLOAT32 or dtype is _FLOAT64 or dtype is _FLOAT16) and x.flags.aligned:
@@ -93,7 +110,9 @@ def floating(function: str, name: str, x: Any) -> Array:
 
 def _floating_slow(function: str, name: str, x: Any) -> Array:
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{function}: {name} is a masked array; pass its data, and ~mask as the `mask` argument")
+        raise TypeError(
+            f"{function}: {name} is a masked array; pass its data, and ~mask as the `mask` argument"
+        )
     if _is_foreign(x):
         x = _to_numpy(function, x)
     try:
@@ -112,7 +131,7 @@ def _floating_slow(function: str, name: str, x: Any) -> Array:
 
 
 def boolean(function: str, name: str, x: Any) -> Array:
-    """x as an array of booleans."""
+    """Return x as an array of booleans."""
     array = np.asarray(_to_numpy(function, x))
     if array.dtype != np.bool_:
         raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected bool (True = takes part)")
@@ -120,7 +139,7 @@ def boolean(function: str, name: str, x: Any) -> Array:
 
 
 def integers(function: str, name: str, x: Any) -> Array:
-    """x as a contiguous array of int64."""
+    """Return x as a contiguous array of int64."""
     array = np.asarray(_to_numpy(function, x))
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected integers")

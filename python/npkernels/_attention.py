@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels import _core
-from npkernels._arrays import Array, boolean, check_out, compute_dtype, floating, kernel, number, shape_error, statistic
+from npkernels._arrays import (
+    Array,
+    boolean,
+    check_out,
+    compute_dtype,
+    floating,
+    kernel,
+    number,
+    shape_error,
+    statistic,
+)
 from npkernels._softmax import softmax
 
 ArrayLike = npt.ArrayLike
@@ -33,8 +43,8 @@ def attention(
 ) -> Array | tuple[Array, Array]:
     """Scaled dot-product attention: ``softmax(scale * q @ k.T + bias) @ v`` over the allowed keys.
 
-    Letters: B batch, Hq query heads, Hkv key/value heads (Hq a multiple: query head h reads key head ``h // (Hq / Hkv)``), S
-    queries, K keys, D head size, Dv value head size.
+    Letters: B batch, Hq query heads, Hkv key/value heads (Hq a multiple: query head h reads key head
+    ``h // (Hq / Hkv)``), S queries, K keys, D head size, Dv value head size.
 
     Parameters
     ----------
@@ -127,9 +137,13 @@ def _check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
         if x.ndim != q.ndim:
             shape_error(function, name, x.shape, f"{q.ndim} axes as q, which has shape {q.shape}")
         if x.dtype != q.dtype:
-            raise TypeError(f"{function}: {name} has dtype {x.dtype}, q has {q.dtype}; expected the same dtype")
+            raise TypeError(
+                f"{function}: {name} has dtype {x.dtype}, q has {q.dtype}; expected the same dtype"
+            )
         if q.ndim == 4 and x.shape[0] != q.shape[0]:
-            raise ValueError(f"{function}: {name} has batch size {x.shape[0]}, q has {q.shape[0]}; expected the same")
+            raise ValueError(
+                f"{function}: {name} has batch size {x.shape[0]}, q has {q.shape[0]}; expected the same"
+            )
     if k.shape[-1] != q.shape[-1]:
         raise ValueError(f"{function}: k has head size {k.shape[-1]}, q has {q.shape[-1]}; expected the same")
     if v is not None and v.shape[-2] != k.shape[-2]:
@@ -138,7 +152,9 @@ def _check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
         return
     q_heads, k_heads = q.shape[-3], k.shape[-3]
     if (q_heads % k_heads if k_heads else q_heads) != 0:
-        raise ValueError(f"{function}: k has {k_heads} heads, q has {q_heads}; q heads must be a multiple of k heads")
+        raise ValueError(
+            f"{function}: k has {k_heads} heads, q has {q_heads}; q heads must be a multiple of k heads"
+        )
     if v is not None and v.shape[-3] != k_heads:
         raise ValueError(f"{function}: v has {v.shape[-3]} heads, k has {k_heads}; expected the same")
 
@@ -157,7 +173,9 @@ def _offset(function: str, causal: Any, q_offset: Any, batch: int, queries: int,
     """Return the key position of query 0 per batch; None means 0."""
     if not isinstance(causal, bool):
         if not isinstance(causal, str) or causal not in ("top_left", "bottom_right"):
-            raise ValueError(f"{function}: causal is {causal!r}; expected False, True, 'top_left' or 'bottom_right'")
+            raise ValueError(
+                f"{function}: causal is {causal!r}; expected False, True, 'top_left' or 'bottom_right'"
+            )
     elif causal and queries != keys and q_offset is None:
         raise ValueError(
             f"{function}: causal=True with {queries} queries and {keys} keys is ambiguous; "
@@ -276,7 +294,9 @@ def merge_attention(
     """
     function = "merge_attention"
     if len(outs) == 0 or len(outs) != len(lses):
-        raise ValueError(f"{function}: got {len(outs)} outs and {len(lses)} lses; expected as many, at least one")
+        raise ValueError(
+            f"{function}: got {len(outs)} outs and {len(lses)} lses; expected as many, at least one"
+        )
     parts = [floating(function, f"outs[{i}]", x) for i, x in enumerate(outs)]
     for i, part in enumerate(parts):
         if part.ndim < 1:
@@ -310,7 +330,8 @@ def rotary_embedding(
         B is x's first axis. Default ``arange(S)``.
     cos, sin : array_like, optional
         Tables (P, rotary_dim / 2) that positions index; or, without positions, one row per position already:
-        (S, rotary_dim / 2) or (B, S, rotary_dim / 2). Default: pair i turns by ``position * base ** (-2 i / rotary_dim)``.
+        (S, rotary_dim / 2) or (B, S, rotary_dim / 2). Default: pair i turns by
+        ``position * base ** (-2 i / rotary_dim)``.
     base : float
         The base of the default angles.
     interleaved : bool
@@ -340,7 +361,9 @@ def rotary_embedding(
     array([[1.    , 0.    ],
            [0.5403, 0.8415]])
     """
-    return _rotary("rotary_embedding", "x", x, positions, cos, sin, base, interleaved, rotary_dim, out, inverse=False)
+    return _rotary(
+        "rotary_embedding", "x", x, positions, cos, sin, base, interleaved, rotary_dim, out, inverse=False
+    )
 
 
 @kernel
@@ -392,7 +415,9 @@ def _rotary(
         array = np.ascontiguousarray(array)
     dim = array.shape[-1] if rotary_dim is None else rotary_dim
     if not isinstance(dim, int) or dim % 2 or not 0 <= dim <= array.shape[-1]:
-        raise ValueError(f"{function}: rotary_dim is {dim!r}; expected an even number from 0 to {array.shape[-1]}")
+        raise ValueError(
+            f"{function}: rotary_dim is {dim!r}; expected an even number from 0 to {array.shape[-1]}"
+        )
     c, s = _angles(function, array, positions, cos, sin, base, dim)
     return _core.rotary(array, c, s, bool(interleaved), inverse, out)
 
@@ -444,6 +469,7 @@ def _table(
         shape_error(function, name, array.shape, f"(positions, {half})")
     if where.size and (where.min() < 0 or where.max() >= array.shape[0]):
         raise IndexError(
-            f"{function}: positions hold {where.min()} to {where.max()}; expected 0 <= position < {array.shape[0]}, the rows of {name}"
+            f"{function}: positions hold {where.min()} to {where.max()}; "
+            f"expected 0 <= position < {array.shape[0]}, the rows of {name}"
         )
     return array[where]

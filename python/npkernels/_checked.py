@@ -35,9 +35,9 @@ def enabled() -> bool:
 def checked() -> Iterator[None]:
     """Compare every call made inside the block with `npkernels.reference`.
 
-    Raises `npkernels.MismatchError`, naming the function and the place of the worst mismatch, if a result is further from
-    the reference than rounding in its dtype explains. Slow: the reference is plain NumPy. The environment variable
-    NPKERNELS_CHECK=1 does the same for a whole process.
+    Raises `npkernels.MismatchError`, naming the function and the place of the worst mismatch, if a result is further
+    from the reference than rounding in its dtype explains. Slow: the reference is plain NumPy. The environment
+    variable NPKERNELS_CHECK=1 does the same for a whole process.
 
     Examples
     --------
@@ -68,7 +68,9 @@ def compare(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         copied = {key: _copy(value) for key, value in kwargs.items() if key != "out"}
         result = function(*args, **kwargs)
         expected = getattr(reference, function.__name__)(*copies, **copied)
-        inputs = [a for a in (*copies, *copied.values()) if isinstance(a, np.ndarray) and a.dtype.kind in "fV"]
+        inputs = [
+            a for a in (*copies, *copied.values()) if isinstance(a, np.ndarray) and a.dtype.kind in "fV"
+        ]
         for place, got, want in _leaves(function.__name__, result, expected):
             _assert_close(place, got, want, inputs)
     finally:
@@ -90,7 +92,9 @@ def _leaves(place: str, result: Any, expected: Any) -> Iterator[tuple[str, Any, 
             yield from _leaves(f"{place}[{i}]", got, want)
     elif dataclasses.is_dataclass(result) and not isinstance(result, type):
         for field in dataclasses.fields(result):
-            yield from _leaves(f"{place}.{field.name}", getattr(result, field.name), getattr(expected, field.name))
+            yield from _leaves(
+                f"{place}.{field.name}", getattr(result, field.name), getattr(expected, field.name)
+            )
     elif result is not None:
         yield place, np.asarray(result), np.asarray(expected)
 
@@ -103,7 +107,9 @@ def _assert_close(place: str, got: np.ndarray, want: np.ndarray, inputs: list[np
     if got.dtype.kind in "iub":
         if not np.array_equal(got, want):
             where = np.unravel_index(int(np.argmax(got != want)), got.shape)
-            raise MismatchError(f"{place}: {got[where]} at {tuple(map(int, where))}, the reference has {want[where]}")
+            raise MismatchError(
+                f"{place}: {got[where]} at {tuple(map(int, where))}, the reference has {want[where]}"
+            )
         return
     g, w = got.astype(np.longdouble), want.astype(np.longdouble)
     same = (g == w) | (np.isnan(g) & np.isnan(w))

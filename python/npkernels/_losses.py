@@ -136,9 +136,15 @@ def nll_loss(
     axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
     check_out(function, out, x.shape, x.dtype)
     at = np.expand_dims(np.maximum(ids, 0), axis)
-    row_weight = np.where(ids < 0, 0, 1.0 if w is None else w[np.maximum(ids, 0)]) if x.shape[axis] else np.zeros(ids.shape)
+    row_weight = (
+        np.where(ids < 0, 0, 1.0 if w is None else w[np.maximum(ids, 0)])
+        if x.shape[axis]
+        else np.zeros(ids.shape)
+    )
     chosen = (
-        np.take_along_axis(x, at, axis).squeeze(axis).astype(np.float64) if x.shape[axis] else np.zeros(ids.shape)
+        np.take_along_axis(x, at, axis).squeeze(axis).astype(np.float64)
+        if x.shape[axis]
+        else np.zeros(ids.shape)
     )
     with np.errstate(invalid="ignore"):  # a weight of 0 and a loss of inf
         losses = np.where(ids < 0, 0, -row_weight * chosen).astype(dtype)
@@ -172,7 +178,8 @@ def _classes(
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise IndexError(
-            f"{function}: targets holds {ids[where]} at {where}; expected 0 <= target < {classes} or ignore_index {ignore_index}"
+            f"{function}: targets holds {ids[where]} at {where}; "
+            f"expected 0 <= target < {classes} or ignore_index {ignore_index}"
         )
     ids = np.where(ignored, -1, ids)
     if weight is None:
@@ -227,4 +234,4 @@ def perplexity(log_probs: ArrayLike, mask: ArrayLike | None = None, axis: int | 
     count = np.asarray(keep.sum(axis=axis))
     total = np.where(keep, x, 0.0).sum(axis=axis)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        return np.exp(-np.where(count > 0, total / np.maximum(count, 1), np.nan))[()]  # type: ignore[no-any-return]
+        return np.exp(-np.where(count > 0, total / np.maximum(count, 1), np.nan))[()]

@@ -122,8 +122,8 @@ def log_softmax(
 
     References
     ----------
-    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
-       Numer. Anal. 41, 2021, eq. 4.2.
+    .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions",
+       IMA J. Numer. Anal. 41, 2021, eq. 4.2.
 
     Examples
     --------
@@ -216,7 +216,7 @@ def _reduced(result: Array, axis: int, keepdims: bool, out: Array | None) -> Arr
     if out is not None:
         out[...] = result
         return out
-    return result[()]  # type: ignore[no-any-return]
+    return result[()]
 
 
 def _pair(function: str, out: Any) -> tuple[Array | None, Array | None]:

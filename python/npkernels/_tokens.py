@@ -68,11 +68,15 @@ def token_log_probs(
     allowed = None if mask is None else boolean(function, "mask", mask)
     unknown = [s for s in stats if s not in STATISTICS] if not isinstance(stats, str) else [stats]
     if unknown:
-        raise ValueError(f"{function}: stats holds {unknown[0]!r}; expected a sequence of some of {', '.join(STATISTICS)}")
+        raise ValueError(
+            f"{function}: stats holds {unknown[0]!r}; expected a sequence of some of {', '.join(STATISTICS)}"
+        )
     wanted = {f"want_{s}": s in stats for s in STATISTICS}
     t = number(function, "temperature", temperature)
     values = _core.token_log_probs(x, chosen, temperature=t, mask=allowed, **wanted)
-    return TokenStats(**{name: None if v is None else v[()] for name, v in values.items()})
+    log_prob, *others = (values[name] for name in ("log_prob", *STATISTICS))
+    assert log_prob is not None
+    return TokenStats(log_prob[()], *(None if v is None else v[()] for v in others))
 
 
 @kernel

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The C++ unit tests under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set of this CPU. $1: Python.
+set -euo pipefail
+python=$1
+work=build/sanitize
+if ! echo '#include <doctest/doctest.h>' | g++ -E -x c++ - >/dev/null 2>&1; then
+  apt-get update -qq && apt-get install -y -qq doctest-dev
+fi
+[ -x "$work/venv/bin/cmake" ] || { "$python" -m venv "$work/venv" && "$work/venv/bin/python" -m pip install --quiet cmake ninja; }
+export PATH="$PWD/$work/venv/bin:$PATH"
+cmake -S . -B "$work/cpp" -G Ninja -DNPKERNELS_PYTHON=OFF -DNPKERNELS_TESTS=ON -DNPKERNELS_SANITIZE=address,undefined
+cmake --build "$work/cpp"
+ctest --test-dir "$work/cpp" --output-on-failure
