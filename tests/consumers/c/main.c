@@ -52,7 +52,8 @@ static void test_softmax(void) {
   for (int t = 0; t < T; ++t) {
     double sum = 0;
     for (int v = 0; v < V - 1; ++v) sum += exp(memory[t][1 + v] / temperature);
-    for (int v = 0; v < V - 1; ++v) expect_close(y[t][v], exp(memory[t][1 + v] / temperature) / sum, "softmax");
+    for (int v = 0; v < V - 1; ++v)
+      expect_close(y[t][v], exp(memory[t][1 + v] / temperature) / sum, "softmax");
     expect(y[t][V - 1] == 0, "softmax of a masked entry");
   }
 }
@@ -86,7 +87,8 @@ static void test_tokens(void) {
 
   ids[2] = V;
   log_prob[0] = 42;
-  expect(npk_token_log_probs(&x, &id, 1.0, NULL, &stats) == NPK_BAD_INDEX, "status of an id outside the vocabulary");
+  expect(npk_token_log_probs(&x, &id, 1.0, NULL, &stats) == NPK_BAD_INDEX,
+         "status of an id outside the vocabulary");
   expect(strcmp(npk_bad_argument(), "ids") == 0, "npk_bad_argument");
   expect(log_prob[0] == 42, "outputs of a call that was refused");
 }

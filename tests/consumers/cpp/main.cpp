@@ -1,4 +1,5 @@
-// Softmax and attention through the C++ headers, checked against plain loops. Their preconditions are the caller's.
+// Softmax and attention through the C++ headers, checked against plain loops. Their preconditions are the
+// caller's.
 #include <npkernels/attention.h>
 #include <npkernels/isa.h>
 #include <npkernels/softmax.h>
@@ -22,7 +23,8 @@ struct Tensor {
     values.resize(static_cast<size_t>(step) / sizeof(double));
   }
   npkernels::Array array() {
-    return {values.data(), shape.data(), strides.data(), static_cast<int32_t>(shape.size()), npkernels::DType::float64};
+    return {values.data(), shape.data(), strides.data(), static_cast<int32_t>(shape.size()),
+            npkernels::DType::float64};
   }
   void randomise(unsigned seed) {
     std::mt19937 generator(seed);
@@ -58,7 +60,8 @@ bool attention_agrees() {
       double sum = 0;
       for (int64_t j = 0; j <= s; ++j) {
         double score = 0;
-        for (int64_t d = 0; d < D; ++d) score += q.values[(h * S + s) * D + d] * k.values[(h * S + j) * D + d];
+        for (int64_t d = 0; d < D; ++d)
+          score += q.values[(h * S + s) * D + d] * k.values[(h * S + j) * D + d];
         sum += weight[j] = std::exp(0.5 * score);
       }
       for (int64_t d = 0; d < D; ++d) {
