@@ -24,8 +24,7 @@
 extern "C" {
 #endif
 
-/* ------------------------------------------------------------------------------------------------------------
- * arrays */
+/* ---- arrays ---- */
 
 typedef enum npk_dtype {
   NPK_FLOAT32 = 0,
@@ -42,45 +41,43 @@ typedef enum npk_dtype {
  * const. */
 typedef struct npk_array {
   void* data;
-  const int64_t* shape; /* ndim lengths */
-  const int64_t*
-      strides;   /* ndim steps in BYTES, of any sign, 0 for a broadcast input; NULL = contiguous in C order */
-  int32_t ndim;  /* at most NPK_MAX_DIMS; 0 = one number, shape and strides may then be NULL */
-  int32_t dtype; /* an npk_dtype */
+  const int64_t* shape;   /* ndim lengths */
+  const int64_t* strides; /* ndim steps in BYTES, of any sign, 0 where an input repeats; NULL = C order */
+  int32_t ndim;           /* at most NPK_MAX_DIMS; 0 = one number, shape and strides may then be NULL */
+  int32_t dtype;          /* an npk_dtype */
 } npk_array;
 
-/* ------------------------------------------------------------------------------------------------------------
- * status */
+/* ---- status ---- */
 
 typedef enum npk_status {
   NPK_OK = 0,
   NPK_NULL_POINTER = 1, /* an argument that is needed, or the data of an array with entries, is NULL */
   NPK_BAD_SHAPE = 2,    /* number of axes or lengths do not fit, alone or together with another argument */
   NPK_BAD_DTYPE = 3,    /* not a dtype of this function, or not that of the argument it goes with */
-  NPK_BAD_STRIDES =
-      4, /* must be contiguous and is not; an output with stride 0; memory not aligned to its items */
-  NPK_BAD_AXIS = 5,  /* axis outside [-ndim, ndim) */
-  NPK_BAD_VALUE = 6, /* a number outside its range: temperature, scale, label smoothing, ... */
-  NPK_BAD_INDEX = 7, /* an id or target outside [0, V) */
-  NPK_OVERLAP = 8,   /* an output shares memory with another argument in a way that cannot be served */
-  NPK_NO_MEMORY = 9  /* scratch memory could not be had */
+  NPK_BAD_STRIDES = 4,  /* not contiguous where it must be; an output with stride 0; not aligned */
+  NPK_BAD_AXIS = 5,     /* axis outside [-ndim, ndim) */
+  NPK_BAD_VALUE = 6,    /* a number outside its range: temperature, scale, label smoothing, ... */
+  NPK_BAD_INDEX = 7,    /* an id or target outside [0, V) */
+  NPK_OVERLAP = 8,      /* an output shares memory with another argument in a way that cannot be served */
+  NPK_NO_MEMORY = 9     /* scratch memory could not be had */
 } npk_status;
 
-/* The status in words, never NULL: "shapes do not fit". */
+/* The status in words, never NULL: "has a shape that does not fit". */
 NPK_API const char* npk_status_text(npk_status status);
 /* The argument that the last call on this thread refused, by its name below ("temperature"); "" after a call
  * that worked. */
 NPK_API const char* npk_bad_argument(void);
 
-/* -----------------------------------------------------------------------------------------------------
- * softmax family
+/* ---- softmax family ----
  *
- * x of float32, float64, float16 or bfloat16; 16-bit arrays are computed in float32 and rounded once. Any
- * strides. axis: -ndim <= axis < ndim. temperature: finite and > 0. mask: NULL, or booleans that broadcast to
- * x; an entry where it is 0 does not take part and is never read. Without a mask, a row of -inf has softmax
- * NaN; with one, a row that nothing takes part in has softmax 0 and lse -inf. Outputs have the shape and
- * dtype of x and may be the very same memory as an input, entry by entry. "Per row" arrays have x's shape
- * without the axis, the compute dtype (if no other is named), and are contiguous in C order. */
+ * - x is float32, float64, float16 or bfloat16, of any strides; 16-bit arrays are computed in float32 and
+ *   rounded once. -ndim <= axis < ndim. temperature is finite and > 0.
+ * - mask: NULL, or booleans that broadcast to x; an entry where it is 0 does not take part, whatever is
+ *   there. Without a mask, a row of -inf has softmax NaN; with one, a row that nothing takes part in has
+ *   softmax 0 and lse -inf.
+ * - Outputs have the shape and dtype of x and may be the very same memory as an input, entry by entry.
+ * - "Per row" arrays have x's shape without the axis, the compute dtype (if no other is named), and are
+ *   contiguous in C order. */
 
 /* y = softmax(x/T) along the axis */
 NPK_API npk_status npk_softmax(const npk_array* x, int axis, double temperature, const npk_array* mask,
@@ -164,8 +161,7 @@ NPK_API npk_status npk_cross_entropy(const npk_array* logits, const npk_array* t
                                      const npk_cross_entropy_options* options, const npk_array* loss,
                                      const npk_array* dlogits);
 
-/* ----------------------------------------------------------------------------------------------------------
- * attention */
+/* ---- attention ---- */
 
 typedef enum npk_causal {
   NPK_CAUSAL_NONE = 0,
@@ -188,28 +184,32 @@ typedef struct npk_attention_options {
 #define NPK_ATTENTION_OPTIONS_INIT {sizeof(npk_attention_options), 0.0, NPK_CAUSAL_NONE, 0, NULL, NULL, NULL}
 
 /* out = softmax(scale q k^T + bias, where allowed) v
- * q, out' (B, Hq, S, D), k (B, Hkv, K, D), v (B, Hkv, K, Dv), out (B, Hq, S, Dv), all float32 or all float64,
- * without B or without B and H as well; Hq a multiple of Hkv: query head h reads key head h / (Hq / Hkv). The
- * last axis of each is contiguous, the others as they are. lse: NULL, or (B, Hq, S), contiguous, the
- * logarithm of each row's denominator. A query with nothing to attend to gives 0 and lse -inf; a key with
- * weight 0 contributes nothing, whatever it holds. options: NULL = the defaults. out and lse must not overlap
- * anything. */
+ * - q (B, Hq, S, D), k (B, Hkv, K, D), v (B, Hkv, K, Dv), out (B, Hq, S, Dv); all of them without B, or
+ *   without B and H, too. All float32 or all float64. Hq is a multiple of Hkv: query head h reads key
+ *   head h / (Hq / Hkv). The last axis of each is contiguous, the others as they are.
+ * - lse: NULL, or (B, Hq, S), contiguous: the logarithm of each row's denominator.
+ * - A query with nothing to attend to gives 0 and lse -inf; a key with weight 0 contributes nothing, whatever
+ *   it holds.
+ * - options: NULL = the defaults. out and lse must not overlap anything. */
 NPK_API npk_status npk_attention(const npk_array* q, const npk_array* k, const npk_array* v,
                                  const npk_attention_options* options, const npk_array* out,
                                  const npk_array* lse);
 
 /* Joins partial results over disjoint keys: lse = logsumexp(lses), out = sum_i exp(lses[i] - lse) outs[i].
- * outs[0 .. parts-1] and out (..., Dv) of one dtype with contiguous last axis; lses[0 .. parts-1] and lse
- * (...) of the compute dtype, contiguous. A part with lse = -inf is not read. out and lse must not overlap
- * anything. */
+ * - outs[0 .. parts-1] and out (..., Dv) of one dtype, with contiguous last axis; lses[0 .. parts-1] and lse
+ *   (...) of the compute dtype, contiguous.
+ * - A part with lse = -inf is not read. out and lse must not overlap anything. */
 NPK_API npk_status npk_merge_attention(int parts, const npk_array* outs, const npk_array* lses,
                                        const npk_array* out, const npk_array* lse);
 
 /* y = x with each pair of its first rotary_dim entries turned: (a, b) -> (a cos - b sin, b cos + a sin), or
- * back if `inverse`. A pair is (x[i], x[i + rotary_dim/2]), or (x[2i], x[2i+1]) if `interleaved`; entries
- * past rotary_dim pass through. x (..., S, D) of any floating dtype; cos and sin of the compute dtype, the
- * same shape, rotary_dim/2 entries at the end and the axes before broadcast to x's: (S, rotary_dim/2) for
- * positions that all heads share. All last axes are contiguous. y may be x. */
+ * back if `inverse`.
+ * - A pair is (x[i], x[i + rotary_dim/2]), or (x[2i], x[2i+1]) if `interleaved`; entries past rotary_dim pass
+ *   through.
+ * - x (..., S, D) of any floating dtype; y may be x.
+ * - cos and sin: of one shape and the compute dtype, rotary_dim/2 entries at the end; the axes before
+ *   broadcast to x's: (S, rotary_dim/2) for positions that all heads share.
+ * - All last axes are contiguous. */
 NPK_API npk_status npk_rotary_embedding(const npk_array* x, const npk_array* cos, const npk_array* sin,
                                         int interleaved, int inverse, const npk_array* y);
 
