@@ -3,6 +3,6 @@
 import os
 
 # NumPy's BLAS and npkernels take turns on the same cores. OpenMP workers that spin while they wait for their
-# next turn take a core away from BLAS: on two cores a prompt then takes four times as long. Let them sleep;
-# OpenMP reads this when npkernels loads it.
+# next turn take a core away from BLAS: on two shared cores a prompt then took four times as long. Let them
+# sleep; OpenMP reads this when npkernels loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
