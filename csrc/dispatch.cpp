@@ -86,6 +86,7 @@ const Entry entries[] = {
 };
 
 const Entry* find(const char* name) {
+  if (!name) return nullptr;
   for (const Entry& entry : entries)
     if (strcmp(entry.name, name) == 0 && entry.supported()) return &entry;
   return nullptr;

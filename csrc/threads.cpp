@@ -12,6 +12,7 @@
 namespace npkernels {
 namespace {
 
+constexpr int kMostThreads = 4096;
 std::atomic<int> setting{0};        // set_num_threads
 thread_local int thread_limit = 0;  // set_thread_limit
 std::atomic<bool> forked{false};
@@ -45,7 +46,7 @@ struct Environment {
     if (const char* text = getenv("NPKERNELS_NUM_THREADS")) {
       char* end = nullptr;
       const long n = strtol(text, &end, 10);
-      if (end != text && *end == 0 && n > 0 && n <= 4096) variable = static_cast<int>(n);
+      if (end != text && *end == 0 && n > 0 && n <= kMostThreads) variable = static_cast<int>(n);
     }
     openmp = std::max(1, omp_get_max_threads());
     fallback = openmp;
@@ -85,11 +86,11 @@ int num_threads() {
   return std::max(1, n);
 }
 
-int set_num_threads(int n) { return setting.exchange(std::max(0, n)); }
+int set_num_threads(int n) { return setting.exchange(std::clamp(n, 0, kMostThreads)); }
 
 int set_thread_limit(int n) {
   const int before = thread_limit;
-  thread_limit = std::max(0, n);
+  thread_limit = std::clamp(n, 0, kMostThreads);
   return before;
 }
 

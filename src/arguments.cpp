@@ -58,7 +58,7 @@ bool overlap(const py::array& a, const py::array& b) {
 void check_out(const char* function, const py::array& out) {
   if (!out.writeable()) value_error(std::string(function) + ": out is read-only; pass a writeable array");
   for (py::ssize_t i = 0; i < out.ndim(); ++i)
-    if (out.strides(i) == 0 && out.shape(i) > 1)
+    if (out.size() > 0 && out.strides(i) == 0 && out.shape(i) > 1)
       value_error(std::string(function) + ": out is a broadcast view (axis " + std::to_string(i) +
                   " has stride 0), so its entries share memory; pass an ordinary array");
 }

@@ -135,15 +135,15 @@ py::tuple merge_attention(const py::list& outs, const py::list& lses, const py::
 // cos and sin are views of x's shape (but for the last axis) with broadcast axes of stride 0, made in Python.
 py::array rotary(const py::array& x, const py::array& cos, const py::array& sin, bool interleaved,
                  bool inverse, const py::object& out) {
-  const char* function = "rotary_embedding";
+  const char* function = inverse ? "rotary_embedding_vjp" : "rotary_embedding";
   const Array in = args::floating(function, "x", x);
   const DType dtype = npkernels::compute_dtype(in.dtype);
   const auto check = [&](const char* name, const py::array& a) {
     bool fits = a.ndim() == x.ndim() && args::dtype_of(function, name, a) == dtype;
     for (py::ssize_t i = 0; fits && i + 1 < x.ndim(); ++i) fits = a.shape(i) == x.shape(i);
     const py::ssize_t last = x.ndim() - 1;
-    fits =
-        fits && (a.shape(last) <= 1 || a.strides(last) == a.itemsize()) && 2 * a.shape(last) <= x.shape(last);
+    fits = fits && (a.size() == 0 || a.shape(last) <= 1 || a.strides(last) == a.itemsize()) &&
+           2 * a.shape(last) <= x.shape(last);
     if (!fits)
       args::value_error(std::string(function) + ": " + name + " has shape " + args::shape_text(a) +
                         " for x of shape " + args::shape_text(x));
@@ -152,8 +152,9 @@ py::array rotary(const py::array& x, const py::array& cos, const py::array& sin,
   check("sin", sin);
   py::array y = args::output(function, out, x, {x});
   const py::ssize_t last = x.ndim() - 1;
-  if (x.shape(last) > 1 && (x.strides(last) != x.itemsize() || y.strides(last) != y.itemsize()))
-    args::value_error("rotary_embedding: the last axis of x and out must be contiguous");
+  if (x.size() > 0 && x.shape(last) > 1 &&
+      (x.strides(last) != x.itemsize() || y.strides(last) != y.itemsize()))
+    args::value_error(std::string(function) + ": the last axis of the input and of out must be contiguous");
   const Array c = args::view(cos, dtype), s = args::view(sin, dtype), target = args::view(y, in.dtype);
   {
     py::gil_scoped_release release;

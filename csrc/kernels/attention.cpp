@@ -25,6 +25,7 @@ namespace {
 
 constexpr int kBlockRegs = kRegisters >= 32 || kHasFma ? 3 : 2;  // registers across a block of queries
 constexpr int kTileRows = kRegisters >= 32 ? 8 : 4;  // rows of the register tile: 8 x 3, 4 x 3 or 4 x 2
+constexpr int64_t kTerms = 128;                      // terms of a score added one after another
 constexpr int kKeys = 128;                           // keys of a tile
 
 template <class T>
@@ -64,8 +65,7 @@ inline void multiply_tile(const T* a, int64_t a_row, int64_t a_step, const T* b,
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n)
-      acc[m][n] = kAccumulate ? load(c + m * kBlock<T> + n * kLanes<T>) : splat(T(0));
+    for (int n = 0; n < N; ++n) acc[m][n] = splat(T(0));
   for (int64_t i = 0; i < steps; ++i) {
     Vec<T> bn[N];
 #pragma GCC unroll 4
@@ -80,7 +80,10 @@ inline void multiply_tile(const T* a, int64_t a_row, int64_t a_step, const T* b,
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(c + m * kBlock<T> + n * kLanes<T>, acc[m][n]);
+    for (int n = 0; n < N; ++n) {
+      T* to = c + m * kBlock<T> + n * kLanes<T>;
+      store(to, kAccumulate ? load(to) + acc[m][n] : acc[m][n]);
+    }
 }
 
 // c (rows, block) = or += a (rows, steps) b (steps, block), a by its strides.
@@ -213,7 +216,7 @@ class Attention {
       const int tile = static_cast<int>(smaller<int64_t>(kKeys, keys - first));
       const Need need = classify(block, first, tile);
       if (need == Need::nothing) continue;
-      multiply<N, false>(k + first * k_row, k_row, 1, scratch.qt, tile, call_.dim, st);
+      multiply_scores<N>(k + first * k_row, k_row, scratch.qt, tile, st);
       T scale = static_cast<T>(call_.scale);
       if (need == Need::masking || call_.bias || !(scale > 0)) {
         transform<N>(block, first, tile, need == Need::masking, scratch.extra, st);
@@ -227,6 +230,14 @@ class Attention {
         multiply<N, true>(v + first * v_row, 1, v_row, st, call_.value_dim, tile, ot);
     }
     return finish<N>(block, m, l, nan, ot, careful);
+  }
+
+  // st = k qt, the sum over D in pieces so that its rounding does not grow with D.
+  template <int N>
+  void multiply_scores(const T* k, int64_t k_row, const T* qt, int tile, T* st) const {
+    multiply<N, false>(k, k_row, 1, qt, tile, smaller(call_.dim, kTerms), st);
+    for (int64_t d = kTerms; d < call_.dim; d += kTerms)
+      multiply<N, true>(k + d, k_row, 1, qt + d * kBlock<T>, tile, smaller(call_.dim - d, kTerms), st);
   }
 
   enum class Need { nothing, all, masking };

@@ -13,9 +13,9 @@ struct CrossEntropy {
   using T = Type;
   struct State {
     RowStats<T, Normaliser> stats;
-    T chosen = 0;         // the target's logit
-    double weighted = 0;  // sum of w[c] (x[c] - m) over the entries seen
-    double seen = 0;      // sum of their w[c]
+    T chosen = 0;  // the target's logit
+    Sum weighted;  // sum of w[c] (x[c] - m) over the entries seen
+    Sum seen;      // sum of their w[c]
     T p_scale = 0, target_term = 0, smooth_term = 0;
     int64_t id = -1;
   };
@@ -41,7 +41,7 @@ struct CrossEntropy {
     const T before = s.stats.m;
     const bool rose = s.stats.add(x[0], n);
     if constexpr (kSmooth) {
-      if (rose && s.seen > 0) s.weighted += s.seen * (double(before) - double(s.stats.m));
+      if (rose && s.seen.value() > 0) s.weighted.add(s.seen.value() * (double(before) - double(s.stats.m)));
       add_weighted(s, x[0], weight ? weight + first : nullptr, n);
     }
   }
@@ -55,7 +55,7 @@ struct CrossEntropy {
     const double smooth = kSmooth ? call.label_smoothing / double(call.n) : 0;
     const double target = (1 - (kSmooth ? call.label_smoothing : 0)) * (weight ? double(weight[s.id]) : 1);
     double loss = target * (log_sum - (double(s.chosen) - m));
-    if constexpr (kSmooth) loss += smooth * (call.weight_sum * log_sum - s.weighted);
+    if constexpr (kSmooth) loss += smooth * (call.weight_sum * log_sum - s.weighted.value());
     static_cast<T*>(call.loss)[row] = static_cast<T>(loss);
     const double g = call.grad_scale;
     s.p_scale = static_cast<T>(g * (target + smooth * call.weight_sum) / s.stats.sum());
@@ -79,16 +79,12 @@ struct CrossEntropy {
 
   static void add_weighted(State& s, const T* x, const T* w, int n) {
     const Vec<T> m = splat(s.stats.m == T(-INFINITY) ? T(0) : s.stats.m);
-    Vec<T> sum = splat(T(0)), seen = splat(T(0));
-    for (int i = 0; i < n; i += kLanes<T>) {
-      // Past the end x - m is 0 and w is 0.
+    // Past the end x - m is 0 and w is 0.
+    s.weighted.add(sum_of<T>(n, [&](int i, Vec<T> sum) {
       const Vec<T> d = load_upto(x + i, n - i, m[0]) - m;
-      const Vec<T> c = w ? load_upto(w + i, n - i, T(0)) : splat(T(1));
-      sum = fma(c, d, sum);
-      seen = seen + c;
-    }
-    s.weighted += sum_lanes(sum);
-    s.seen += w ? sum_lanes(seen) : n;
+      return w ? fma(load_upto(w + i, n - i, T(0)), d, sum) : sum + d;
+    }));
+    s.seen.add(w ? sum_of<T>(n, [&](int i, Vec<T> sum) { return sum + load_upto(w + i, n - i, T(0)); }) : n);
   }
 };
 

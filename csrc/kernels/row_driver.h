@@ -39,6 +39,51 @@ struct ComputeOf<double> {
   using type = double;
 };
 
+// A sum of many terms in double that loses nothing to their number (Neumaier 1974).
+class Sum {
+ public:
+  void add(double x) {
+    if (high_ == 0) {  // the first term, for short rows the only one
+      high_ = x;
+      return;
+    }
+    const double sum = high_ + x, part = sum - high_;
+    low_ += (high_ - (sum - part)) + (x - part);
+    high_ = sum;
+  }
+  void scale(double factor) {
+    high_ *= factor;
+    low_ *= factor;
+  }
+  double value() const {
+    return low_ == low_ ? high_ + low_ : high_;
+  }  // low_ is NaN where high_ is not finite
+
+ private:
+  double high_ = 0, low_ = 0;
+};
+
+constexpr int kSummed = 16;  // registers added one after another before they join the sum of a chunk
+
+// step(i, acc) adds the terms i .. i+kLanes-1 to acc; the sum of all n terms. Partial sums in double lose
+// nothing when they are joined, as in Sum: there is no wider type to join them in.
+template <class T, class Step>
+inline double sum_of(int n, Step step) {
+  Vec<T> sum = splat(T(0)), lost = splat(T(0));
+  for (int i = 0; i < n;) {
+    Vec<T> part = splat(T(0));
+    for (const int end = smaller(n, i + kSummed * kLanes<T>); i < end; i += kLanes<T>) part = step(i, part);
+    const Vec<T> joined = sum + part;
+    if constexpr (sizeof(T) == sizeof(double)) {
+      const Vec<T> added = joined - sum;
+      lost = lost + ((sum - (joined - added)) + (part - added));
+    }
+    sum = joined;
+  }
+  const double total = sum_lanes(sum), rest = sum_lanes(lost);
+  return rest == rest ? total + rest : total;
+}
+
 // Calls f(task) for every task on the library's threads.
 template <class F>
 inline void parallel(int64_t tasks, F f) {

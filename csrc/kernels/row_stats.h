@@ -30,10 +30,10 @@ struct EveryStatistic {
 template <class T, class What>
 struct RowStats {
   T m = -INFINITY;
-  double ties = 0;    // entries equal to m (not counted for SumOnly, where tail holds them)
-  double tail = 0;    // sum of exp(x - m) over the others
-  double moment = 0;  // sum of exp(x - m) (x - m)
-  double square = 0;  // sum of exp(x - m)^2 over the others
+  double ties = 0;  // entries equal to m (not counted for SumOnly, where tail holds them)
+  Sum tail;         // of exp(x - m) over the others
+  Sum moment;       // of exp(x - m) (x - m)
+  Sum square;       // of exp(x - m)^2 over the others
 
   // Returns whether m rose.
   bool add(const T* x, int n) {
@@ -47,41 +47,50 @@ struct RowStats {
     const Vec<T> vm = splat(shift), lowest = splat(ExpConstants<T>::lowest), zero = splat(T(0));
     Vec<T> sum = zero, first_moment = zero, squares = zero;
     int equals = 0;
-    for (int i = 0; i < n; i += kLanes<T>) {
-      prefetch(x + i + kChunk);  // the next chunk comes while this one is computed
-      const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
-      const Vec<T> bounded =
-          max_of(lowest, d);  // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
-      Vec<T> e = exp_bounded<T>(bounded);
-      if constexpr (What::entropy) first_moment = fma(e, bounded, first_moment);
-      if constexpr (What::split) {
-        const Mask<T> tie = equal(xi, vm);  // also where both are +inf and d is NaN
-        equals += count(tie);
-        e = select(tie, zero, e);
+    for (int i = 0; i < n;) {
+      Vec<T> part = zero, moment_part = zero, square_part = zero;
+      for (const int end = smaller(n, i + kSummed * kLanes<T>); i < end; i += kLanes<T>) {
+        prefetch(x + i + kChunk);  // the next chunk comes while this one is computed
+        const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
+        // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
+        const Vec<T> bounded = max_of(lowest, d);
+        Vec<T> e = exp_bounded<T>(bounded);
+        if constexpr (What::entropy) moment_part = fma(e, bounded, moment_part);
+        if constexpr (What::split) {
+          const Mask<T> tie = equal(xi, vm);  // also where both are +inf and d is NaN
+          equals += count(tie);
+          e = select(tie, zero, e);
+        }
+        part = part + e;
+        if constexpr (What::squares) square_part = fma(e, e, square_part);
       }
-      sum = sum + e;
-      if constexpr (What::squares) squares = fma(e, e, squares);
+      sum = sum + part;
+      if constexpr (What::entropy) first_moment = first_moment + moment_part;
+      if constexpr (What::squares) squares = squares + square_part;
     }
     ties += equals;
-    tail += sum_lanes(sum);
-    if constexpr (What::entropy) moment += sum_lanes(first_moment);
-    if constexpr (What::squares) square += sum_lanes(squares);
+    tail.add(sum_lanes(sum));
+    if constexpr (What::entropy) moment.add(sum_lanes(first_moment));
+    if constexpr (What::squares) square.add(sum_lanes(squares));
     return rose;
   }
 
   // The results below are those of the row as the formula has them: NaN for a row of -inf, a row with +inf or
   // NaN.
-  bool empty() const { return m == T(-INFINITY) && !(tail != tail); }
-  double sum() const { return m == T(INFINITY) || empty() ? double(NAN) : ties + tail; }
-  double log_sum() const { return m == T(INFINITY) || empty() ? double(NAN) : log1p(ties - 1 + tail); }
+  bool has_nan() const { return tail.value() != tail.value(); }
+  bool empty() const { return m == T(-INFINITY) && !has_nan(); }
+  double sum() const { return m == T(INFINITY) || empty() ? double(NAN) : ties + tail.value(); }
+  double log_sum() const {
+    return m == T(INFINITY) || empty() ? double(NAN) : log1p(ties - 1 + tail.value());
+  }
   double lse() const {
     if (empty()) return -double(INFINITY);
-    if (m == T(INFINITY)) return tail != tail ? double(NAN) : double(INFINITY);
+    if (m == T(INFINITY)) return has_nan() ? double(NAN) : double(INFINITY);
     return double(m) + log_sum();
   }
   // H = log(sum) - sum(p (x - m))
-  double entropy() const { return log_sum() - moment / sum(); }
-  double sum_p2() const { return (ties + square) / (sum() * sum()); }
+  double entropy() const { return log_sum() - moment.value() / sum(); }
+  double sum_p2() const { return (ties + square.value()) / (sum() * sum()); }
 
  private:
   // Four registers, since each maximum waits for the one before it.
@@ -103,9 +112,12 @@ struct RowStats {
       return;  // nothing counted yet, though tail may hold a NaN
     }
     const double down = double(m) - double(top), factor = ::exp(down);
-    moment = factor == 0 ? 0 * moment : factor * (moment + down * (ties + tail));
-    square = factor * factor * (ties + square);
-    tail = factor * (ties + tail);
+    tail.add(ties);
+    square.add(ties);
+    if (factor > 0) moment.add(down * tail.value());
+    tail.scale(factor);
+    moment.scale(factor);
+    square.scale(factor * factor);
     ties = 0;
   }
 };

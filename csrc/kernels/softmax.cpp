@@ -75,7 +75,7 @@ template <class Type>
 struct SoftmaxVjp {
   using T = Type;
   struct State {
-    double dot = 0;
+    Sum dot;
   };
   static constexpr int inputs = 2, outputs = 1;
   static constexpr bool reduces = true, chooses = false;
@@ -88,14 +88,13 @@ struct SoftmaxVjp {
   void finish(State&, int64_t) const {}
 
   void reduce(State& s, int64_t, const T* const* x, int n) const {
-    Vec<T> dot = splat(T(0));
-    for (int i = 0; i < n; i += kLanes<T>)
-      dot = fma(load_upto(x[0] + i, n - i, T(0)), load_upto(x[1] + i, n - i, T(0)), dot);
-    s.dot += sum_lanes(dot);
+    s.dot.add(sum_of<T>(n, [&](int i, Vec<T> dot) {
+      return fma(load_upto(x[0] + i, n - i, T(0)), load_upto(x[1] + i, n - i, T(0)), dot);
+    }));
   }
 
   void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
-    const Vec<T> dot = splat(static_cast<T>(s.dot));
+    const Vec<T> dot = splat(static_cast<T>(s.dot.value()));
     for (int i = 0; i < n; i += kLanes<T>) {
       const Vec<T> dy = load_upto(x[0] + i, n - i, T(0)), y = load_upto(x[1] + i, n - i, T(0));
       store_upto(dx[0] + i, y * (dy - dot), n - i);
@@ -108,7 +107,7 @@ template <class Type>
 struct LogSoftmaxVjp {
   using T = Type;
   struct State {
-    double sum = 0;
+    Sum sum;
   };
   static constexpr int inputs = 2, outputs = 1;
   static constexpr bool reduces = true, chooses = false;
@@ -121,13 +120,11 @@ struct LogSoftmaxVjp {
   void finish(State&, int64_t) const {}
 
   void reduce(State& s, int64_t, const T* const* x, int n) const {
-    Vec<T> sum = splat(T(0));
-    for (int i = 0; i < n; i += kLanes<T>) sum = sum + load_upto(x[0] + i, n - i, T(0));
-    s.sum += sum_lanes(sum);
+    s.sum.add(sum_of<T>(n, [&](int i, Vec<T> sum) { return sum + load_upto(x[0] + i, n - i, T(0)); }));
   }
 
   void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
-    const Vec<T> sum = splat(static_cast<T>(s.sum));
+    const Vec<T> sum = splat(static_cast<T>(s.sum.value()));
     for (int i = 0; i < n; i += kLanes<T>) {
       const Vec<T> dy = load_upto(x[0] + i, n - i, T(0)), y = load_upto(x[1] + i, n - i, T(0));
       store_upto(dx[0] + i, dy - exp_any<T>(y) * sum, n - i);
@@ -141,7 +138,7 @@ struct Jvp {
   using T = Type;
   struct State {
     RowStats<T, Normaliser> stats;
-    double dot = 0;  // sum of exp(x - m) dx
+    Sum dot;  // of exp(x - m) dx
     T log_scale = 0, scale = 0, mean = 0;
   };
   static constexpr int inputs = 2, outputs = 2;
@@ -155,8 +152,8 @@ struct Jvp {
   bool emits() const { return true; }
 
   void reduce(State& s, int64_t, const T* const* x, int n) const {
-    s.dot *= add_with_tangent(s.stats, x[0], n);
-    s.dot += weighted_sum(s.stats, x[0], x[1], n);
+    s.dot.scale(add_with_tangent(s.stats, x[0], n));
+    s.dot.add(weighted_sum(s.stats, x[0], x[1], n));
   }
 
   void finish(State& s, int64_t) const {
@@ -164,7 +161,7 @@ struct Jvp {
     if (blank_row) s.stats.m = 0;
     s.log_scale = blank_row ? T(0) : static_cast<T>(s.stats.log_sum());
     s.scale = blank_row ? T(0) : static_cast<T>(1 / s.stats.sum());
-    s.mean = blank_row ? T(0) : static_cast<T>(s.dot / s.stats.sum());
+    s.mean = blank_row ? T(0) : static_cast<T>(s.dot.value() / s.stats.sum());
   }
 
   void emit(const State& s, int64_t, const T* const* x, T* const* y, int n) const {
@@ -190,12 +187,10 @@ struct Jvp {
   // sum of exp(x - m) dx; an entry of weight 0 adds nothing.
   static double weighted_sum(const RowStats<T, Normaliser>& stats, const T* x, const T* dx, int n) {
     const Vec<T> m = splat(stats.m == T(-INFINITY) ? T(0) : stats.m), zero = splat(T(0));
-    Vec<T> sum = zero;
-    for (int i = 0; i < n; i += kLanes<T>) {
+    return sum_of<T>(n, [&](int i, Vec<T> sum) {
       const Vec<T> e = exp_negative<T>(load_upto(x + i, n - i, T(-INFINITY)) - m);
-      sum = sum + select(equal(e, zero), zero, e * load_upto(dx + i, n - i, T(0)));
-    }
-    return sum_lanes(sum);
+      return sum + select(equal(e, zero), zero, e * load_upto(dx + i, n - i, T(0)));
+    });
   }
 };
 
@@ -210,7 +205,7 @@ struct LogsumexpJvp {
   using T = Type;
   struct State {
     RowStats<T, Normaliser> stats;
-    double dot = 0;
+    Sum dot;
   };
   static constexpr int inputs = 2, outputs = 0;
   static constexpr bool reduces = true, chooses = false;
@@ -224,13 +219,14 @@ struct LogsumexpJvp {
   void emit(const State&, int64_t, const T* const*, T* const*, int) const {}
 
   void reduce(State& s, int64_t, const T* const* x, int n) const {
-    s.dot *= SoftmaxJvp<T>::add_with_tangent(s.stats, x[0], n);
-    s.dot += SoftmaxJvp<T>::weighted_sum(s.stats, x[0], x[1], n);
+    s.dot.scale(SoftmaxJvp<T>::add_with_tangent(s.stats, x[0], n));
+    s.dot.add(SoftmaxJvp<T>::weighted_sum(s.stats, x[0], x[1], n));
   }
 
   void finish(State& s, int64_t row) const {
     static_cast<T*>(call.lse)[row] = static_cast<T>(s.stats.lse());
-    static_cast<T*>(call.tangent)[row] = s.stats.empty() ? T(0) : static_cast<T>(s.dot / s.stats.sum());
+    static_cast<T*>(call.tangent)[row] =
+        s.stats.empty() ? T(0) : static_cast<T>(s.dot.value() / s.stats.sum());
   }
 };
 

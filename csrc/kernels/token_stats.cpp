@@ -62,7 +62,7 @@ struct TokenStats {
 
   void reduce(State& s, int64_t first, const T* const* x, int n) const {
     if (s.stats.add(x[0], n)) s.top1 = first + index_of_top(x[0], n, s.stats.m);
-    if (s.nan < 0 && s.stats.tail != s.stats.tail) s.nan = first + index_of_nan(x[0], n);
+    if (s.nan < 0 && s.stats.has_nan()) s.nan = first + index_of_nan(x[0], n);
     if (call.rank) s.rank += count_above(x[0], n, s.chosen);
   }
 
@@ -157,7 +157,6 @@ struct TokenVjp {
   State begin(int64_t row) const {
     const T lse = static_cast<const T*>(call.lse)[row];
     if (call.masked && lse == T(-INFINITY)) return {0, 0, 0, 0, -1};  // a row without entries
-    if (lse == T(INFINITY)) return {T(NAN), 0, 0, 0, -1};             // p is NaN throughout
     const double d = static_cast<const T*>(call.d)[row] / call.temperature;
     double slope = 0, entropy = 0;
     if (call.dentropy) {
@@ -168,13 +167,12 @@ struct TokenVjp {
             call.ids[row]};
   }
 
-  // log p is bounded below, where p is 0, so that 0 * -inf does not arise.
+  // Where p is 0 the result is 0, whatever log p and H are.
   void emit(const State& s, int64_t first, const T* const* x, T* const* dx, int n) const {
     const Vec<T> lse = splat(s.lse), slope = splat(s.slope), at_zero = splat(s.at_zero), zero = splat(T(0));
-    const Vec<T> lowest = splat(ExpConstants<T>::lowest);
     for (int i = 0; i < n; i += kLanes<T>) {
-      const Vec<T> log_p = max_of(lowest, load_upto(x[0] + i, n - i, T(0)) - lse);
-      store_upto(dx[0] + i, zero - exp_any<T>(log_p) * fma(slope, log_p, at_zero), n - i);
+      const Vec<T> log_p = load_upto(x[0] + i, n - i, T(0)) - lse, p = exp_any<T>(log_p);
+      store_upto(dx[0] + i, select(equal(p, zero), zero, zero - p * fma(slope, log_p, at_zero)), n - i);
     }
     if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.d;
   }

@@ -188,7 +188,8 @@ def _offset(function: str, causal: Any, q_offset: Any, batch: int, queries: int,
         raise TypeError(f"{function}: q_offset has dtype {offset.dtype}; expected integers")
     if offset.shape not in ((), (batch,)):
         shape_error(function, "q_offset", offset.shape, f"an integer or one per batch, ({batch},)")
-    return np.ascontiguousarray(np.broadcast_to(offset, (batch,)), dtype=np.int64)
+    # i + offset must not overflow
+    return np.clip(np.broadcast_to(offset, (batch,)), -(2**62), 2**62).astype(np.int64)
 
 
 def _scale(function: str, scale: Any, dim: int) -> float:
@@ -250,15 +251,17 @@ def attention_weights(
         added = None if bias is None else np.broadcast_to(_bias(function, bias, q), shape)
     except ValueError as error:
         raise ValueError(f"{function}: mask or bias does not broadcast to (B, Hq, S, K) = {shape}") from error
-    grouped = q4.reshape(batch, k_heads, q_heads // max(k_heads, 1), queries, dim)
+    work = compute_dtype(q.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
+        q4, k4 = q4.astype(work, copy=False), k4.astype(work, copy=False)
+        grouped = q4.reshape(batch, k_heads, q_heads // max(k_heads, 1), queries, dim)
         scores = (grouped @ np.swapaxes(k4, -1, -2)[:, :, None]).reshape(shape)
         scores *= q4.dtype.type(_scale(function, scale, dim))
         if added is not None:
             scores += added
     weights = softmax(scores, mask=allowed, out=scores).reshape(shape[4 - q.ndim :])
     if out is None:
-        return weights
+        return weights.astype(q.dtype, copy=False)
     out[...] = weights
     return out
 

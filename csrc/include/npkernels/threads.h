@@ -17,9 +17,9 @@ NPK_API const char* num_threads_source();
 // How many threads a loop over that many tasks would use now.
 NPK_API int workers_for(int64_t tasks);
 
-// Calls body(context, task, worker) for task = 0 .. tasks-1 on `workers` threads, 0 <= worker < workers. Which worker takes
-// which task is not fixed, so a task must own what it writes; what is to be the same for every thread count follows from
-// the task alone.
+// Calls body(context, task, worker) for task = 0 .. tasks-1 on `workers` threads, 0 <= worker < workers.
+// Which worker takes which task is not fixed, so a task must own what it writes; what is to be the same for
+// every thread count follows from the task alone.
 NPK_API void parallel_tasks(int64_t tasks, int workers, void (*body)(void* context, int64_t task, int worker),
                             void* context);
 
