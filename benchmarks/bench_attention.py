@@ -1,0 +1,11 @@
+"""The attention family beside NumPy and the peers that are installed."""
+
+import pytest
+
+import side_by_side
+
+
+@pytest.mark.benchmark(min_rounds=3, max_time=0.5, warmup=False)
+@pytest.mark.parametrize(("workload", "library"), side_by_side.pairs("attention"))
+def test_attention(benchmark, workload, library):
+    side_by_side.run(benchmark, workload, library)

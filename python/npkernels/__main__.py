@@ -1,0 +1,57 @@
+"""`python -m npkernels`: info, check, bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+FAMILIES = ("softmax", "attention")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m npkernels", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="version, compiler, instruction sets, threads")
+
+    check = commands.add_parser("check", help="compare every kernel with its reference")
+    check.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")
+    check.add_argument("--kernel", type=_names, help="only these, separated by commas")
+    check.add_argument(
+        "--isa", type=_names, help="instruction sets, separated by commas; default: all of this CPU"
+    )
+    check.add_argument("--seed", type=int, default=0, help="of the random inputs; default 0")
+
+    bench = commands.add_parser(
+        "bench", help="time every kernel beside NumPy and the peers that are installed"
+    )
+    bench.add_argument("--quick", action="store_true", help="the shorter workloads, less than a minute")
+    bench.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")
+    bench.add_argument(
+        "--against", type=_names, help="peers, separated by commas; default: all that are installed"
+    )
+    bench.add_argument("--html", metavar="FILE", help="write a page of tables and plots (needs matplotlib)")
+    bench.add_argument("--json", metavar="FILE", help="write the figures for machines")
+    bench.add_argument("--threads", type=int, help="for npkernels and, as far as they can be told, the peers")
+    bench.add_argument("--only", default="", help=argparse.SUPPRESS)  # workloads whose name holds this
+
+    options = parser.parse_args(arguments)
+    if options.command == "info":
+        from npkernels import show_config
+
+        show_config()
+        return 0
+    if options.command == "check":
+        from npkernels._cli.check import main as run
+    else:
+        from npkernels._cli.bench import main as run
+    return run(parser, options)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""`python -m npkernels bench`: every kernel beside NumPy and its peers, and beside the limit of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import npkernels
+from npkernels._cli import machine, peers
+from npkernels._cli.progress import progress
+from npkernels._cli.workloads import Call, Workload, workloads
+
+BATCH = 0.01  # seconds: shorter calls are timed many at a time
+SETTLE = 0.005  # seconds for the threads of the library before to fall asleep
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The times of one workload: seconds a call, of each contender, one for each round."""
+
+    workload: Workload
+    times: Mapping[str, Sequence[float]]
+
+    def seconds(self, name: str = "npkernels") -> float:
+        """Give the median time of a call."""
+        return statistics.median(self.times[name])
+
+    def ratio(self, name: str) -> float:
+        """How many times as long as ours the call of another takes."""
+        return self.seconds(name) / self.seconds()
+
+    @property
+    def rate(self) -> float:
+        """Operations or bytes per second, whichever the workload's limit is about."""
+        work = self.workload.flops if self.workload.limit == "multiply-adds" else self.workload.bytes
+        return work / self.seconds()
+
+    def share(self, limits: machine.Limits) -> float | None:
+        """What part of the machine's limit the kernel reaches; None where it has no such limit."""
+        return None if self.workload.limit == "none" else self.rate / limits.of(self.workload.limit)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was measured."""
+
+    about: Mapping[str, str]
+    limits: machine.Limits
+    outcomes: Sequence[Outcome]
+
+
+def measure(workload: Workload, names: Sequence[str], seconds: float) -> Outcome:
+    """Check the answers of all contenders, then time them in turns: A B C A B C."""
+    inputs = workload.inputs()
+    calls = {name: peers.verified_call(name, workload, inputs) for name in peers.able(workload, names)}
+    return Outcome(workload, interleave(calls, seconds))
+
+
+def interleave(
+    calls: Mapping[str, Call], seconds: float, least: int = 3, most: int = 25
+) -> dict[str, list[float]]:
+    """Time the calls in turns, `least` to `most` rounds, until the seconds are over."""
+    single = {name: min(_time(call, 1) for _ in range(2)) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    with _no_garbage_collection():
+        for done in range(most):
+            if done >= least and time.perf_counter() - start > seconds:
+                break
+            for name, call in calls.items():
+                time.sleep(SETTLE)
+                if single[name] < 2 * BATCH:
+                    call()  # brings its code and data back into the cache, and its threads to life
+                times[name].append(_time(call, max(1, math.ceil(BATCH / single[name]))))
+    return times
+
+
+def _time(call: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in repeat(None, calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def run(chosen: Sequence[Workload], names: Sequence[str], threads: int, quick: bool) -> Run:
+    """Probe the machine, measure the workloads, and probe again: the better figures are the limits."""
+    with peers.threads(threads, names) as told:
+        about = machine.describe(names)
+        if not told:
+            about["threads"] += "; NumPy uses its own number (threadpoolctl is not installed)"
+        before = machine.probe(quick)
+        outcomes = [measure(w, names, 1.0 if quick else 6.0) for w in progress(chosen, "bench")]
+        return Run(about, before.best(machine.probe(quick)), outcomes)
+
+
+def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    try:
+        names = peers.choose(options.against)
+    except ValueError as error:
+        parser.error(f"argument --against: {error}")
+    if options.html and importlib.util.find_spec("matplotlib") is None:
+        parser.error("argument --html: the plots need matplotlib (pip install 'npkernels[plot]')")
+    chosen = [
+        w
+        for w in workloads()
+        if options.family in (None, w.family) and options.only in w.name and (w.quick or not options.quick)
+    ]
+    if not chosen:
+        parser.error(f"argument --only: no workload's name holds {options.only!r}")
+    if options.threads is not None:
+        try:
+            npkernels.set_num_threads(options.threads)
+        except ValueError as error:
+            parser.error(f"argument --threads: {error}")
+    from npkernels._cli import report
+
+    measured = run(chosen, names, npkernels.get_num_threads(), options.quick)
+    print(report.text(measured))
+    if options.json:
+        Path(options.json).write_text(json.dumps(report.as_json(measured), indent=1) + "\n", encoding="utf-8")
+    if options.html:
+        from npkernels._cli import page
+
+        Path(options.html).write_text(page.html(measured), encoding="utf-8")
+    return 0

@@ -1,0 +1,55 @@
+"""The same functions as NumPy users write them: textbook formulas in the dtype of the input.
+
+16-bit inputs are computed in float32 and rounded once at the end; statistics of rows (logsumexp, entropy, losses) stay
+in float32. These formulas set the allowance of the accuracy gate, and they are the NumPy that the kernels are timed
+beside. They know the options of the functions, but not the special cases (rows without entries, infinities); the
+specification is `npkernels.reference`.
+"""
+
+from npkernels._cli.plain.attention import (
+    attention,
+    attention_weights,
+    merge_attention,
+    rotary_embedding,
+    rotary_embedding_vjp,
+)
+from npkernels._cli.plain.softmax import (
+    cross_entropy,
+    entropy,
+    log_softmax,
+    log_softmax_jvp,
+    log_softmax_vjp,
+    logsumexp,
+    logsumexp_jvp,
+    logsumexp_vjp,
+    nll_loss,
+    perplexity,
+    softmax,
+    softmax_jvp,
+    softmax_vjp,
+    token_log_probs,
+    token_log_probs_vjp,
+)
+
+__all__ = [
+    "attention",
+    "attention_weights",
+    "cross_entropy",
+    "entropy",
+    "log_softmax",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "logsumexp",
+    "logsumexp_jvp",
+    "logsumexp_vjp",
+    "merge_attention",
+    "nll_loss",
+    "perplexity",
+    "rotary_embedding",
+    "rotary_embedding_vjp",
+    "softmax",
+    "softmax_jvp",
+    "softmax_vjp",
+    "token_log_probs",
+    "token_log_probs_vjp",
+]
