@@ -138,8 +138,8 @@ def test_an_allowance_is_twice_the_error_of_the_plain_formula_and_two_ulp():
     x = np.random.default_rng(0).normal(size=(3, 1000)).astype(np.float32)
     exact = reference.softmax(x)
     errors = []
-    for name in sums.ORDERS:
-        with sums.order(name):
+    for k in range(6):
+        with sums.order(k):
             errors.append(np.abs(plain.softmax(x) - exact).max())
     (verdict,) = gate.expect("softmax", x).judge(exact.astype(np.float32))
     assert verdict.allowance == 2 * max(errors) + 2 * np.spacing(np.float32(exact.max()))
@@ -157,22 +157,13 @@ def test_a_sum_that_loses_its_small_terms_fails():
 
 
 @pytest.mark.parametrize("kernel", ["softmax", "log_softmax_vjp", "logsumexp_jvp", "cross_entropy"])
-def test_numpy_in_an_order_of_its_own_passes(kernel, monkeypatch):
+def test_numpy_in_an_order_of_its_own_passes(kernel):
     """The gate must not refuse a sum as good as those that set the allowance, for its luck."""
-    arranged = sums._arranged
-
-    def shuffled(x, axis):
-        if sums._order.get() in sums.ORDERS:
-            return arranged(x, axis)
-        n = x.shape[axis]
-        return np.take(x, np.random.default_rng(n).permutation(n), axis)
-
-    monkeypatch.setattr(sums, "_arranged", shuffled)
     known = cases.families()["softmax"][kernel]
     for case in known(cases.Inputs(kernel, np.dtype(np.float32), 1)):
         if not case.label.startswith("past the cache"):
             expectation = gate.expect(kernel, *case.args, **case.kwargs)
-            with sums.order("shuffled"), np.errstate(all="ignore"):
+            with sums.order(1000), np.errstate(all="ignore"):
                 result = getattr(plain, kernel)(*case.args, **case.kwargs)
             wrong = [v for v in expectation.judge(result) if np.isfinite(v.error) and not v.passed]
             assert not wrong, (case.label, wrong)
