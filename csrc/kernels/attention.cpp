@@ -25,7 +25,7 @@ namespace {
 
 constexpr int kBlockRegs = kRegisters >= 32 || kHasFma ? 3 : 2;  // registers across a block of queries
 constexpr int kTileRows = kRegisters >= 32 ? 8 : 4;  // rows of the register tile: 8 x 3, 4 x 3 or 4 x 2
-constexpr int64_t kTerms = 128;                      // terms of a score added one after another
+constexpr int64_t kTerms = 16;                       // terms of a score added one after another
 constexpr int kKeys = 128;                           // keys of a tile
 
 template <class T>

@@ -63,25 +63,43 @@ class Sum {
   double high_ = 0, low_ = 0;
 };
 
-constexpr int kSummed = 16;  // registers added one after another before they join the sum of a chunk
+// Registers added one after another before they join the sum of a chunk.
+template <class T>
+constexpr int kSummed = sizeof(T) == sizeof(double) ? 4 : 8;
 
-// step(i, acc) adds the terms i .. i+kLanes-1 to acc; the sum of all n terms. Partial sums in double lose
-// nothing when they are joined, as in Sum: there is no wider type to join them in.
+// The sum of a chunk, lane by lane. There is no type wider than double to join its partial sums in, so what
+// rounding loses is kept beside them, as in Sum.
+template <class T>
+class LaneSum {
+ public:
+  void add(Vec<T> part) {
+    const Vec<T> joined = sum_ + part;
+    if constexpr (sizeof(T) == sizeof(double)) {
+      const Vec<T> added = joined - sum_;
+      lost_ = lost_ + ((sum_ - (joined - added)) + (part - added));
+    }
+    sum_ = joined;
+  }
+  double total() const {
+    const double total = sum_lanes(sum_), rest = sum_lanes(lost_);
+    return rest == rest ? total + rest : total;
+  }
+
+ private:
+  Vec<T> sum_ = splat(T(0)), lost_ = splat(T(0));
+};
+
+// step(i, acc) adds the terms i .. i+kLanes-1 to acc; the sum of all n terms.
 template <class T, class Step>
 inline double sum_of(int n, Step step) {
-  Vec<T> sum = splat(T(0)), lost = splat(T(0));
+  LaneSum<T> sum;
   for (int i = 0; i < n;) {
     Vec<T> part = splat(T(0));
-    for (const int end = smaller(n, i + kSummed * kLanes<T>); i < end; i += kLanes<T>) part = step(i, part);
-    const Vec<T> joined = sum + part;
-    if constexpr (sizeof(T) == sizeof(double)) {
-      const Vec<T> added = joined - sum;
-      lost = lost + ((sum - (joined - added)) + (part - added));
-    }
-    sum = joined;
+    for (const int end = smaller(n, i + kSummed<T> * kLanes<T>); i < end; i += kLanes<T>)
+      part = step(i, part);
+    sum.add(part);
   }
-  const double total = sum_lanes(sum), rest = sum_lanes(lost);
-  return rest == rest ? total + rest : total;
+  return sum.total();
 }
 
 // Calls f(task) for every task on the library's threads.

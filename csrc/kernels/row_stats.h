@@ -45,11 +45,11 @@ struct RowStats {
     }
     const T shift = m == T(-INFINITY) ? T(0) : m;  // exp(-inf - 0) = 0
     const Vec<T> vm = splat(shift), lowest = splat(ExpConstants<T>::lowest), zero = splat(T(0));
-    Vec<T> sum = zero, first_moment = zero, squares = zero;
+    LaneSum<T> sum, first_moment, squares;
     int equals = 0;
     for (int i = 0; i < n;) {
       Vec<T> part = zero, moment_part = zero, square_part = zero;
-      for (const int end = smaller(n, i + kSummed * kLanes<T>); i < end; i += kLanes<T>) {
+      for (const int end = smaller(n, i + kSummed<T> * kLanes<T>); i < end; i += kLanes<T>) {
         prefetch(x + i + kChunk);  // the next chunk comes while this one is computed
         const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
         // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
@@ -64,14 +64,14 @@ struct RowStats {
         part = part + e;
         if constexpr (What::squares) square_part = fma(e, e, square_part);
       }
-      sum = sum + part;
-      if constexpr (What::entropy) first_moment = first_moment + moment_part;
-      if constexpr (What::squares) squares = squares + square_part;
+      sum.add(part);
+      if constexpr (What::entropy) first_moment.add(moment_part);
+      if constexpr (What::squares) squares.add(square_part);
     }
     ties += equals;
-    tail.add(sum_lanes(sum));
-    if constexpr (What::entropy) moment.add(sum_lanes(first_moment));
-    if constexpr (What::squares) square.add(sum_lanes(squares));
+    tail.add(sum.total());
+    if constexpr (What::entropy) moment.add(first_moment.total());
+    if constexpr (What::squares) square.add(squares.total());
     return rose;
   }
 

@@ -26,11 +26,17 @@ struct ExpConstants<double> {
   static constexpr double lowest = -746.0, highest = 710.0;
   static constexpr double log2e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42fee00000p-1,
                           ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr double p[] = {0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22,
-                                 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16,
-                                 0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10,
-                                 0x1.11111111109b3p-7,  0x1.5555555553d63p-5,
-                                 0x1.5555555555556p-3,  0.5};
+  static constexpr double p[] = {0x1.1f66df7fca49fp-29,
+                                 0x1.af38a9b0ec855p-26,
+                                 0x1.27e4e1f48534fp-22,
+                                 0x1.71de0dae63bb3p-19,
+                                 0x1.a01a01a47b054p-16,
+                                 0x1.a01a01a7c41d5p-13,
+                                 0x1.6c16c16c167e1p-10,
+                                 0x1.11111111109b3p-7,
+                                 0x1.5555555555555p-5,
+                                 0x1.5555555555556p-3,
+                                 0.5};
 };
 
 // exp for lowest <= x <= highest, or NaN.

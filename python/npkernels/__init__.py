@@ -1,5 +1,6 @@
 """The hot CPU kernels of reasoning models: NumPy arrays in and out, no deep-learning framework needed."""
 
+from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
 from npkernels import reference
 from npkernels._attention import (
     attention,
@@ -21,7 +22,6 @@ from npkernels._config import (
     show_config,
     use_isa,
 )
-from npkernels._core import __version__
 from npkernels._losses import cross_entropy, nll_loss, perplexity
 from npkernels._softmax import (
     entropy,

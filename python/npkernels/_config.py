@@ -157,7 +157,8 @@ def config() -> dict[str, str]:
         "ISAs supported": ", ".join(supported),
         "ISA in use": f"{isa()} ({_core.isa_source()})",
         "threads": f"{get_num_threads()} ({_core.num_threads_source()})",
-        "environment": ", ".join(f"{key}={value}" for key, value in sorted(variables.items())) or "nothing set",
+        "environment": ", ".join(f"{key}={value}" for key, value in sorted(variables.items()))
+        or "nothing set",
     }
 
 
@@ -183,4 +184,6 @@ def check_environment() -> None:
         raise ImportError(f"NPKERNELS_ISA: {_isa_problem(name)}")
     threads = os.environ.get("NPKERNELS_NUM_THREADS")
     if threads is not None and not (threads.isdecimal() and 0 < int(threads) <= 4096):
-        raise ImportError(f"NPKERNELS_NUM_THREADS: {threads!r} cannot be used; expected a number from 1 to 4096")
+        raise ImportError(
+            f"NPKERNELS_NUM_THREADS: {threads!r} cannot be used; expected a number from 1 to 4096"
+        )
