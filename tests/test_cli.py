@@ -1,5 +1,6 @@
 """`python -m npkernels`: info, check with its accuracy gate, and bench with its outputs."""
 
+import doctest
 import importlib.util
 import inspect
 import json
@@ -176,6 +177,13 @@ def test_plain_formulas_have_the_options_of_the_reference(kernel):
     assert [(p.kind, p.default) for p in ours.values()] == [(p.kind, p.default) for p in theirs.values()]
 
 
+@pytest.mark.parametrize("module", [gate, sums, report], ids=lambda m: m.__name__)
+def test_examples(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
 # --- check
 
 
@@ -294,8 +302,9 @@ SMALL = [
     workloads.softmax("softmax", (5, 33)),
     workloads.softmax("log_softmax", (10,)),
     workloads.token_log_probs((6, 50), "float32"),
-    *(workloads.token_log_probs((6, 50), name) for name in cases.dtypes() if name == "bfloat16"),
     workloads.token_log_probs_vjp((6, 50), "float32"),
+    *(workloads.token_log_probs((6, 50), name) for name in cases.dtypes() if name == "bfloat16"),
+    *(workloads.token_log_probs_vjp((6, 50), name) for name in cases.dtypes() if name == "bfloat16"),
     workloads.cross_entropy((6, 50)),
     workloads.attention(1, 4, 9, 8),
     workloads.attention(2, 4, 9, 8, kv_heads=2, causal=True),

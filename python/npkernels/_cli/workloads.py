@@ -91,7 +91,7 @@ class Workload:
         """Raise AssertionError unless another library's result means the same."""
         args, kwargs = self.rows(inputs)
         wanted = gate.arrays(getattr(reference, self.kernel)(*args, **kwargs))
-        tolerance = TOLERANCE[args[0].dtype.itemsize]
+        tolerance = TOLERANCE[cases.itemsize(self.dtype)]
         for (place, want), (_, got) in zip(wanted, gate.arrays(self.part(result)), strict=True):
             error = np.abs(got.astype(np.float64) - want).max()
             if not error <= tolerance * np.abs(want).max():
