@@ -1,0 +1,203 @@
+"""Attention: every option with every other, bad keys that must not leak, views, and parts that make a whole."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import npkernels
+from npkernels import reference
+from npkernels._cli import gate
+
+INF, NAN = np.inf, np.nan
+ISAS = npkernels.available_isas()
+
+OPTIONS = {
+    "heads": [(1, 1), (3, 3), (4, 2), (6, 1), (8, 1)],
+    "lengths": [(1, 1), (1, 300), (7, 5), (48, 48), (49, 127), (97, 129), (130, 31)],
+    "dims": [(1, 1), (8, 8), (17, 5), (64, 64), (40, 96), (129, 7)],
+    "mask": [None, "full", "keys", "queries", "heads", "dead rows"],
+    "bias": [None, "full", "keys", "-inf"],
+    "causal": [False, "top_left", "bottom_right", "offset", "offsets"],
+    "scale": [None, 0.3, 0.0, -0.7],
+    "layout": ["bhsd", "bshd", "reversed", "3d"],
+    "dtype": [np.float32, np.float64],
+}
+
+
+def pairwise(options):
+    """Rows of values in which every pair of values of two options occurs (greedy, seeded)."""
+    names = list(options)
+    wanted = {
+        (a, i, b, j)
+        for a, b in itertools.combinations(range(len(names)), 2)
+        for i in range(len(options[names[a]]))
+        for j in range(len(options[names[b]]))
+    }
+    rng = np.random.default_rng(0)
+    rows = []
+    while wanted:
+        best, most = None, -1
+        for _ in range(40):
+            row = [int(rng.integers(len(options[n]))) for n in names]
+            seed = next(iter(wanted))
+            row[seed[0]], row[seed[2]] = seed[1], seed[3]
+            hit = sum(
+                (a, row[a], b, row[b]) in wanted for a, b in itertools.combinations(range(len(names)), 2)
+            )
+            if hit > most:
+                best, most = row, hit
+        rows.append({n: options[n][i] for n, i in zip(names, best, strict=True)})
+        wanted -= {(a, best[a], b, best[b]) for a, b in itertools.combinations(range(len(names)), 2)}
+    return rows
+
+
+def build(row, seed=0):
+    """The arrays and options of one row."""
+    rng = np.random.default_rng(seed)
+    (q_heads, k_heads), (S, K), (D, Dv) = row["heads"], row["lengths"], row["dims"]
+    B = 2
+
+    def normal(heads, length, dim):
+        if row["layout"] == "bshd":
+            return rng.standard_normal((B, length, heads, dim)).astype(row["dtype"]).transpose(0, 2, 1, 3)
+        x = rng.standard_normal((B, heads, length, dim)).astype(row["dtype"])
+        return x[:, ::-1, ::-1] if row["layout"] == "reversed" else x
+
+    q, k, v = normal(q_heads, S, D), normal(k_heads, K, D), normal(k_heads, K, Dv)
+    options = {"scale": row["scale"]}
+    shapes = {"full": (B, q_heads, S, K), "keys": (B, 1, 1, K), "queries": (S, 1), "heads": (q_heads, 1, K)}
+    if row["mask"] == "dead rows":
+        options["mask"] = np.broadcast_to(rng.random((S, 1)) < 0.5, (S, K))
+    elif row["mask"]:
+        options["mask"] = rng.random(shapes[row["mask"]]) < 0.6
+    if row["bias"] == "-inf":
+        options["bias"] = np.where(rng.random((S, K)) < 0.4, -INF, 0).astype(row["dtype"])
+    elif row["bias"]:
+        options["bias"] = rng.standard_normal(shapes[row["bias"]]).astype(row["dtype"])
+    if row["causal"] == "offset":
+        options |= {"causal": "top_left", "q_offset": 3}
+    elif row["causal"] == "offsets":
+        options |= {"causal": "bottom_right", "q_offset": np.array([-2, K // 2])}
+    else:
+        options["causal"] = row["causal"]
+    if row["layout"] == "3d":
+        q, k, v = q[0], k[0], v[0]
+        options = {n: o[0] if isinstance(o, np.ndarray) and o.ndim == 4 else o for n, o in options.items()}
+        if row["causal"] == "offsets":
+            options["q_offset"] = options["q_offset"][:1]
+    return (q, k, v), options
+
+
+ROWS = pairwise(OPTIONS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_options_with_one_another(row):
+    qkv, options = build(row)
+    expectation = gate.expect("attention", *qkv, return_lse=True, **options)
+    before = [x.copy() for x in qkv]
+    for isa in ISAS:
+        with npkernels.use_isa(isa):
+            result = npkernels.attention(*qkv, return_lse=True, **options)
+            target = np.full_like(result[0], 5)
+            assert npkernels.attention(*qkv, out=target, **options) is target
+        for verdict in expectation.judge(result):
+            assert verdict.passed, f"{isa}: {verdict.text}"
+        assert np.array_equal(target, result[0])
+    assert all(np.array_equal(a, b) for a, b in zip(before, qkv, strict=True))
+
+
+def test_the_rows_hold_every_pair():
+    names = list(OPTIONS)
+    for a, b in itertools.combinations(names, 2):
+        seen = {(repr(row[a]), repr(row[b])) for row in ROWS}
+        assert len(seen) == len(OPTIONS[a]) * len(OPTIONS[b])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_masked_key_never_leaks(isa, bad, causal):
+    q, k, v = np.random.default_rng(1).standard_normal((3, 1, 2, 70, 20)).astype(np.float32)
+    mask = np.ones(70, bool)
+    mask[[3, 40, 69]] = False
+    dirty_k, dirty_v = k.copy(), v.copy()
+    dirty_k[:, :, ~mask], dirty_v[:, :, ~mask] = bad, bad
+    with npkernels.use_isa(isa):
+        clean = npkernels.attention(q, k, v, mask=mask, causal=causal, return_lse=True)
+        dirty = npkernels.attention(q, dirty_k, dirty_v, mask=mask, causal=causal, return_lse=True)
+    assert all(np.array_equal(a, b) for a, b in zip(clean, dirty, strict=True))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_nan_spreads_to_those_who_attend_and_to_no_one_else(isa):
+    q, k, v = np.random.default_rng(2).standard_normal((3, 1, 1, 150, 16)).astype(np.float32)
+    with npkernels.use_isa(isa):
+        clean = npkernels.attention(q, k, v, causal=True)
+        for array in (k, v):
+            spoilt = array.copy()
+            spoilt[0, 0, 100, 3] = NAN
+            out = npkernels.attention(
+                q, spoilt if array is k else k, spoilt if array is v else v, causal=True
+            )
+            assert np.array_equal(out[0, 0, :100], clean[0, 0, :100])
+            hit = np.isnan(out[0, 0, 100:])
+            assert hit.all() if array is k else hit[:, 3].all() and not np.delete(hit, 3, axis=1).any()
+        one_query = q.copy()
+        one_query[0, 0, 7] = NAN
+        out = npkernels.attention(one_query, k, v)
+        assert np.isnan(out[0, 0, 7]).all()
+        assert not np.isnan(np.delete(out[0, 0], 7, axis=0)).any()
+
+
+def test_nothing_to_attend_to():
+    q, k = np.ones((2, 3, 4)), np.ones((2, 0, 4))
+    out, lse = npkernels.attention(q, k, k, return_lse=True)
+    assert np.array_equal(out, np.zeros((2, 3, 4)))
+    assert np.array_equal(lse, np.full((2, 3), -INF))
+    out, lse = npkernels.attention(q, q, q, causal=True, q_offset=-5, return_lse=True)
+    assert np.array_equal(out, np.zeros_like(out))
+    assert np.array_equal(lse, np.full_like(lse, -INF))
+    for shape in [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4)]:
+        assert npkernels.attention(np.ones(shape), np.ones(shape), np.ones(shape)).shape == shape
+
+
+@pytest.mark.parametrize("cuts", [[0, 100], [0, 1, 100], [0, 33, 34, 90, 100]])
+def test_parts_over_disjoint_keys_merge_into_the_whole(cuts):
+    q, k, v = np.random.default_rng(3).standard_normal((3, 2, 4, 100, 24)).astype(np.float32)
+    pieces = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    parts = [npkernels.attention(q, k[:, :, p], v[:, :, p], return_lse=True) for p in pieces]
+    out, lse = npkernels.merge_attention([o for o, _ in parts], [l for _, l in parts])
+    whole, whole_lse = npkernels.attention(q, k, v, return_lse=True)
+    np.testing.assert_allclose(out, whole, atol=2e-6)
+    np.testing.assert_allclose(lse, whole_lse, rtol=2e-6)
+
+
+def test_the_output_has_the_memory_order_of_q():
+    x = np.zeros((2, 5, 3, 8), np.float32).transpose(0, 2, 1, 3)
+    assert npkernels.attention(x, x, x).transpose(0, 2, 1, 3).flags.c_contiguous
+
+
+def test_weights_are_those_of_attention():
+    q, k, v = np.random.default_rng(4).standard_normal((3, 2, 4, 33, 16))
+    mask = np.random.default_rng(5).random((33, 33)) < 0.7
+    weights = npkernels.attention_weights(q, k[:, :2], mask=mask, causal=True)
+    np.testing.assert_allclose(
+        weights @ np.repeat(v[:, :2], 2, axis=1),
+        npkernels.attention(q, k[:, :2], v[:, :2], mask=mask, causal=True),
+        atol=1e-13,
+    )
+    np.testing.assert_allclose(
+        weights, reference.attention_weights(q, k[:, :2], mask=mask, causal=True).astype(float), atol=1e-14
+    )
+
+
+def test_rotary_turns_back_and_keeps_lengths():
+    x = np.random.default_rng(6).standard_normal((2, 3, 11, 32))
+    for interleaved in (False, True):
+        y = npkernels.rotary_embedding(x, interleaved=interleaved, rotary_dim=24)
+        np.testing.assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-14)
+        back = npkernels.rotary_embedding_vjp(y, interleaved=interleaved, rotary_dim=24)
+        np.testing.assert_allclose(back, x, atol=1e-14)
+        assert np.array_equal(y[..., 24:], x[..., 24:])
