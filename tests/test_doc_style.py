@@ -1,0 +1,112 @@
+"""Every public function is documented: docstring, working example, a line of the API page; so is its reference."""
+
+import doctest
+import inspect
+import itertools
+import pathlib
+import re
+
+import pytest
+
+import npkernels
+from npkernels import reference
+
+FUNCTIONS = sorted(n for n in npkernels.__all__ if inspect.isfunction(getattr(npkernels, n)))
+API = pathlib.Path(__file__).parents[1] / "docs" / "api.md"
+SECTIONS = ("Parameters", "Returns", "Raises", "Notes", "References", "Examples")
+
+
+def sections(docstring):
+    """Names of the underlined sections, in order."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    return [a for a, b in itertools.pairwise(lines) if b and set(b) == {"-"}]
+
+
+def parameters(function):
+    return {n: (p.default, p.kind) for n, p in inspect.signature(function).parameters.items() if n != "out"}
+
+
+def test_the_functions_were_found():
+    assert {"softmax", "attention", "merge_attention", "set_isa", "checked", "get_include"} <= set(FUNCTIONS)
+
+
+def test_all_is_sorted_and_complete():
+    assert sorted(npkernels.__all__) == sorted(set(npkernels.__all__))
+    public = {
+        name
+        for name, value in vars(npkernels).items()
+        if getattr(value, "__module__", "").startswith("npkernels.") and not name.startswith("_")
+    }
+    assert public - {"check_environment"} <= set(npkernels.__all__)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numpy_docstring_with_an_example(name):
+    text = getattr(npkernels, name).__doc__
+    assert re.match(r"\S.*\.\n|\S.*\.$", text), "the first line is a sentence"
+    found = sections(text)
+    assert set(found) <= set(SECTIONS)
+    assert found == sorted(found, key=SECTIONS.index)
+    for section in found:
+        assert re.search(rf"^ *{section}\n *-{{{len(section)}}}\n", text, re.M), f"underline of {section}"
+    assert "Examples" in found
+    examples = doctest.DocTestParser().get_examples(text)
+    assert any("npkernels." in example.source for example in examples)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_example_gives_what_it_shows(name):
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    test = doctest.DocTestFinder(recurse=False).find(getattr(npkernels, name), name)[0]
+    runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
+    out = []
+    runner.run(test, out=out.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(out)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_parameter_is_explained(name):
+    """By the docstring itself, or by that of the function to which it refers."""
+    function = getattr(npkernels, name)
+    text = function.__doc__
+    for other in re.findall(r"as for `(\w+)`", text):
+        text += getattr(npkernels, other).__doc__
+        for further in re.findall(r"as for `(\w+)`", getattr(npkernels, other).__doc__):
+            text += getattr(npkernels, further).__doc__
+    missing = [p for p in inspect.signature(function).parameters if not re.search(rf"\b{p}\b", text)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", npkernels.__all__)
+def test_the_api_page_names_it(name):
+    if name in ("__version__",):
+        return
+    assert re.search(rf"`[^`]*\b{name}\b[^`]*`", API.read_text()), f"{name} is not in docs/api.md"
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if hasattr(reference, n)])
+def test_the_reference_has_the_same_parameters(name):
+    assert parameters(getattr(reference, name)) == parameters(getattr(npkernels, name))
+
+
+def test_the_reference_has_every_kernel():
+    kernels = {n for n in FUNCTIONS if hasattr(getattr(npkernels, n), "__wrapped__")}
+    kernels -= {"checked", "num_threads", "use_isa"}  # context managers
+    assert kernels == set(reference.__all__) - {"TokenStats"}
+    assert len(kernels) >= 20
+
+
+def test_signatures_in_the_api_page_are_real():
+    """Whatever the page writes out in full, with a default for each option, is what Python says."""
+    seen = 0
+    for name, inside in re.findall(r"`(\w+)\(([^`]*?)\)`", API.read_text()):
+        if "..." in inside or not hasattr(npkernels, name) or name not in FUNCTIONS:
+            continue
+        said = [
+            p.split("=")[0].strip()
+            for p in re.split(r",\s*(?![^()]*\))", inside)
+            if p.strip() not in ("", "*")
+        ]
+        assert said == list(inspect.signature(getattr(npkernels, name)).parameters), name
+        seen += 1
+    assert seen >= 10
