@@ -58,7 +58,7 @@ def set_isa(name: str) -> None:
 
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Use one ISA inside a block. The choice is the process's: other threads see it too.
+    """Use one ISA inside a block. The choice is the process's: other threads see it too. `name` as for `set_isa`.
 
     Examples
     --------

@@ -119,7 +119,8 @@ def nll_loss(
 ) -> Array | tuple[Array, Array]:
     """Negative log-likelihood of target classes, given log-probabilities, and its gradient.
 
-    Parameters, results and errors as for `cross_entropy`, whose first step (`log_softmax`) is already done.
+    Parameters, results and errors as for `cross_entropy`, whose first step is already done: log_probs is what
+    `log_softmax` gives.
 
     Examples
     --------

@@ -160,7 +160,7 @@ def logsumexp(
     --------
     >>> import numpy as np, npkernels
     >>> npkernels.logsumexp(np.array([1000.0, 1000.0])) - 1000.0  # log(2)
-    np.float64(0.6931471805599...)
+    np.float64(0.69314718055...)
     """
     x = floating("logsumexp", "x", x)
     axis, temperature, mask = _options("logsumexp", axis, temperature, mask)
