@@ -130,6 +130,8 @@ def _merge_attention(make: Inputs) -> Iterator[Case]:
             outs[0][...] = NAN
             lses[-1][:1] = -INF
             yield Case(f"{parts} parts {shape}, some saw no key", (outs, lses))
+    outs = [make.normal((16, 5)) for _ in range(4)]
+    yield Case("large lse", (outs, [900 + make.normal((16,)).astype(dtype) for _ in outs]))
     outs = [make.normal((2, 7, 3, 5)).swapaxes(1, 2) for _ in range(3)]
     yield Case("permuted axes", (outs, [make.normal((2, 3, 7)).astype(dtype) for _ in range(3)]))
 

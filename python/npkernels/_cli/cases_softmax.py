@@ -97,6 +97,9 @@ def _special(make: Inputs) -> Iterator[Rows]:
             for row, place in enumerate((0, 20, n - 1)):
                 x[row, place] = value
             yield Rows(f"{name} in rows of {n}", x)
+        far = (900 + make.normal((ROWS, n)).astype(np.float64)).astype(make.dtype)
+        yield Rows(f"far from 0, {n}", far)
+        yield Rows(f"far from 0, temperature 0.7, {n}", far, options={"temperature": 0.7})
         x = make.normal((ROWS + 9, n), 2.0)
         x[0] = -INF
         x[1] = -INF
