@@ -135,6 +135,11 @@ bool set_isa(const char* name) {
   return true;
 }
 
+void reset_isa() {
+  active.store(nullptr, std::memory_order_release);
+  source = "best supported";
+}
+
 const char* isa_source() {
   choose();
   return source;

@@ -57,6 +57,8 @@ bool overlap(const py::array& a, const py::array& b) {
 
 void check_out(const char* function, const py::array& out) {
   if (!out.writeable()) value_error(std::string(function) + ": out is read-only; pass a writeable array");
+  if (!(out.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))  // streaming stores need it
+    value_error(std::string(function) + ": out is not aligned to its dtype; pass an ordinary array");
   for (py::ssize_t i = 0; i < out.ndim(); ++i)
     if (out.size() > 0 && out.strides(i) == 0 && out.shape(i) > 1)
       value_error(std::string(function) + ": out is a broadcast view (axis " + std::to_string(i) +
@@ -202,6 +204,14 @@ void check_in_place(const char* function, const py::array& out, const py::array&
 void check_apart(const char* function, const py::array& a, const py::array& b) {
   if (overlap(a, b))
     value_error(std::string(function) + ": the two arrays of out overlap; pass separate memory");
+}
+
+void check_separate(const char* function, const py::object& out, std::initializer_list<py::object> inputs) {
+  if (out.is_none()) return;
+  const py::array result = as_out(function, out);
+  for (const py::object& input : inputs)
+    if (!input.is_none() && overlap(result, input.cast<py::array>()))
+      value_error(std::string(function) + ": out overlaps an input; pass separate memory");
 }
 
 py::dtype numpy_dtype(DType dtype) {

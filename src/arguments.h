@@ -55,6 +55,9 @@ void check_in_place(const char* function, const py::array& out, const py::array&
 // ValueError if two outputs share memory.
 void check_apart(const char* function, const py::array& a, const py::array& b);
 
+// Raise if `out` (unless it is None) overlaps an input that it may not replace; inputs may be None.
+void check_separate(const char* function, const py::object& out, std::initializer_list<py::object> inputs);
+
 // A new array in C order: the shape of x without `axis`, of the compute dtype (or int64).
 py::array per_row(const py::array& x, int axis, DType dtype);
 // A contiguous array of one entry per row of x, of the given dtype; ValueError if its shape is another.

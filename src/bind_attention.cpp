@@ -60,6 +60,7 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
     options.offset = static_cast<const int64_t*>(o.data());
   }
 
+  args::check_separate(function, out, {mask, bias, offset});
   py::array result = py::reinterpret_borrow<py::array>(out);
   const Array target = args::view(result, queries.dtype);
   py::object lse = py::none();
@@ -120,6 +121,7 @@ py::tuple merge_attention(const py::list& outs, const py::list& lses, const py::
   }
   py::array result = args::output(function, out, first, {});
   for (const py::array& part : parts) args::check_in_place(function, result, part);
+  for (const auto& norm : lses) args::check_separate(function, out, {py::reinterpret_borrow<py::object>(norm)});
   if (result.shape(axis) > 1 && result.size() > 0 && result.strides(axis) != result.itemsize())
     args::value_error("merge_attention: the last axis of out must be contiguous");
   const Array target = args::view(result, lead.dtype);
@@ -151,6 +153,7 @@ py::array rotary(const py::array& x, const py::array& cos, const py::array& sin,
   check("cos", cos);
   check("sin", sin);
   py::array y = args::output(function, out, x, {x});
+  args::check_separate(function, out, {cos, sin});
   const py::ssize_t last = x.ndim() - 1;
   if (x.size() > 0 && x.shape(last) > 1 &&
       (x.strides(last) != x.itemsize() || y.strides(last) != y.itemsize()))

@@ -16,6 +16,7 @@ void bind_config(py::module_& m) {
   m.def("isa", &npkernels::isa);
   m.def("isa_source", &npkernels::isa_source);
   m.def("set_isa", &npkernels::set_isa, arg("name"));
+  m.def("reset_isa", &npkernels::reset_isa);
   m.def("num_threads", &npkernels::num_threads);
   m.def("num_threads_source", &npkernels::num_threads_source);
   m.def("set_num_threads", &npkernels::set_num_threads, arg("n"));

@@ -34,6 +34,7 @@ py::array map(const char* function, const py::array& x, int axis, double tempera
   const Array in = args::floating(function, "x", x);
   const Options o(function, x, axis, temperature, mask);
   py::array y = args::output(function, out, x, {x});
+  args::check_separate(function, out, {mask});
   const Array result = args::view(y, in.dtype);
   {
     py::gil_scoped_release release;
@@ -49,6 +50,7 @@ py::array vjp(const char* function, const py::array& dy, const py::array& y, int
   const Array cotangent = args::floating_like(function, "dy", dy, "y", y);
   const Options o(function, y, axis, temperature, mask);
   py::array dx = args::output(function, out, dy, {dy, y});
+  args::check_separate(function, out, {mask});
   const Array result = args::view(dx, in.dtype);
   {
     py::gil_scoped_release release;
@@ -66,6 +68,8 @@ py::tuple jvp(const char* function, const py::array& x, const py::array& dx, int
   py::array y = args::output(function, out_y, x, {x, dx});
   py::array dy = args::output(function, out_dy, x, {x, dx});
   args::check_apart(function, y, dy);
+  args::check_separate(function, out_y, {mask});
+  args::check_separate(function, out_dy, {mask});
   const Array result = args::view(y, in.dtype), result_tangent = args::view(dy, in.dtype);
   {
     py::gil_scoped_release release;
@@ -97,6 +101,7 @@ py::array logsumexp_vjp(const py::array& d, const py::array& x, const py::array&
   const void* cotangent = args::row_values(function, "d", d, x, o.options.axis, dtype);
   const void* norm = args::row_values(function, "lse", lse, x, o.options.axis, dtype);
   py::array dx = args::output(function, out, x, {x});
+  args::check_separate(function, out, {d, lse, mask});
   const Array result = args::view(dx, in.dtype);
   {
     py::gil_scoped_release release;

@@ -69,6 +69,7 @@ py::array token_log_probs_vjp(const py::array& dlogp, const py::array& logits, c
   const void* d_entropy = dentropy.is_none() ? nullptr : values("dentropy", dentropy.cast<py::array>());
   const void* h = dentropy.is_none() ? nullptr : values("entropy", entropy.cast<py::array>());
   py::array dlogits = args::output(function, out, logits, {logits});
+  args::check_separate(function, out, {dlogp, ids, lse, dentropy, entropy, mask});
   const Array result = args::view(dlogits, in.dtype);
   {
     py::gil_scoped_release release;
@@ -101,6 +102,7 @@ py::tuple cross_entropy(const py::array& logits, const py::array& ids, int axis,
   Array dx{};
   if (want_grad) {
     grad = args::output(function, out, logits, {logits});
+    args::check_separate(function, out, {ids, weight});
     dx = args::view(grad.cast<py::array>(), in.dtype);
   }
   void* losses = loss.mutable_data();

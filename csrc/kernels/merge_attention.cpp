@@ -1,5 +1,6 @@
 // Joining partial attention results over disjoint keys. Per row: m the largest lse_i,
-//   lse = m + log(sum exp(lse_i - m)),  out = sum w_i out_i with w_i = exp(lse_i - lse).
+//   Z = sum exp(lse_i - m),  lse = m + log Z,  out = sum w_i out_i with w_i = exp(lse_i - m) / Z.
+// (exp(lse_i - lse) is the same, but has the rounding error of lse, which is large far from zero.)
 // A part with lse_i = -inf saw no key and is not read.
 #include <math.h>
 
@@ -35,7 +36,8 @@ class Merge {
       if (x > m || x != x) m = x;
     }
     const double shift = m == -double(INFINITY) ? 0 : m;
-    for (int i = 0; i < call_.parts; ++i) sum += ::exp(double(lse(i, row)) - shift);
+    const auto share = [&](int i) { return ::exp(double(lse(i, row)) - shift); };
+    for (int i = 0; i < call_.parts; ++i) sum += share(i);
     const double total = isinf(m) ? m : m + ::log(sum);
     static_cast<T*>(call_.lse)[row] = static_cast<T>(total);
 
@@ -46,7 +48,7 @@ class Merge {
       for (int j = 0; j < n; ++j) acc[j] = 0;
       for (int i = 0; i < call_.parts; ++i) {
         if (lse(i, row) == T(-INFINITY)) continue;
-        const Vec<T> weight = splat(static_cast<T>(::exp(double(lse(i, row)) - total)));
+        const Vec<T> weight = splat(static_cast<T>(share(i) / sum));
         const S* part = reinterpret_cast<const S*>(row_of(call_, call_.outs[i], row)) + first;
         for (int j = 0; j < n; j += kLanes<T>)
           store(acc + j, fma(weight, load_upto(part + j, n - j, T(0)), load(acc + j)));

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
@@ -55,6 +55,9 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
             yield from value
         else:
             yield value
+
+
+_MOST_AXES = 64  # of a NumPy array
 
 
 def _is_foreign(value: object) -> bool:
@@ -109,19 +112,10 @@ def floating(function: str, name: str, x: Any) -> Array:
 
 
 def _floating_slow(function: str, name: str, x: Any) -> Array:
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(
-            f"{function}: {name} is a masked array; pass its data, and ~mask as the `mask` argument"
-        )
-    if _is_foreign(x):
-        x = _to_numpy(function, x)
-    try:
-        array = np.asarray(x)
-    except ValueError as error:  # ragged lists
-        raise ValueError(f"{function}: {name} is not a rectangular array: {error}") from error
+    array = plain(function, name, x)
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
-    if array.dtype not in (_FLOAT32, _FLOAT64, _FLOAT16) and not is_bfloat16(array.dtype):
+    if array.dtype.newbyteorder("=") not in (_FLOAT32, _FLOAT64, _FLOAT16) and not is_bfloat16(array.dtype):
         raise TypeError(
             f"{function}: {name} has dtype {array.dtype}; expected float32, float64, float16, bfloat16 or integers"
         )
@@ -130,9 +124,21 @@ def _floating_slow(function: str, name: str, x: Any) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
+def plain(function: str, name: str, x: Any) -> Array:
+    """Return x, of whatever kind, as a NumPy array of whatever dtype."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{function}: {name} is a masked array; pass its data, and ~mask as the `mask` argument"
+        )
+    try:
+        return np.asarray(_to_numpy(function, x))
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"{function}: {name} is not a rectangular array: {error}") from error
+
+
 def boolean(function: str, name: str, x: Any) -> Array:
     """Return x as an array of booleans."""
-    array = np.asarray(_to_numpy(function, x))
+    array = plain(function, name, x)
     if array.dtype != np.bool_:
         raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected bool (True = takes part)")
     return array
@@ -140,9 +146,11 @@ def boolean(function: str, name: str, x: Any) -> Array:
 
 def integers(function: str, name: str, x: Any) -> Array:
     """Return x as a contiguous array of int64."""
-    array = np.asarray(_to_numpy(function, x))
+    array = plain(function, name, x)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected integers")
+    if array.dtype == np.uint64 and array.size and (largest := int(array.max())) >= 2**63:
+        raise IndexError(f"{function}: {name} holds {largest}; expected a number below 2^63")
     return np.ascontiguousarray(array, dtype=np.int64).reshape(array.shape)
 
 
@@ -160,19 +168,26 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def axis_index(function: str, axis: Any) -> int:
     """Axis as an int; the compiled function checks its range."""
     if isinstance(axis, int | np.integer) and not isinstance(axis, bool):
+        if not -_MOST_AXES <= axis < _MOST_AXES:
+            raise ValueError(f"{function}: axis is {axis}, out of range for any array")
         return int(axis)
     raise TypeError(f"{function}: axis is {axis!r}; expected an integer")
 
 
 def number(function: str, name: str, value: Any) -> float:
-    """A Python or NumPy number as float."""
+    """A Python or NumPy number as float; inf for an integer beyond its range."""
     if isinstance(value, int | float | np.integer | np.floating):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return np.inf if value > 0 else -np.inf
     raise TypeError(f"{function}: {name} is {value!r}; expected a number")
 
 
-def check_out(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Raise unless `out` (or None) can take a result of that shape and dtype."""
+def check_out(
+    function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Array | None] = ()
+) -> None:
+    """Raise unless `out` (or None) can take a result of that shape and dtype, and is apart from the inputs."""
     if out is None:
         return
     if not isinstance(out, np.ndarray):
@@ -183,6 +198,14 @@ def check_out(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[A
         raise TypeError(f"{function}: out has dtype {out.dtype}; expected {dtype}")
     if not out.flags.writeable:
         raise ValueError(f"{function}: out is read-only; pass a writeable array")
+    if not out.flags.aligned:
+        raise ValueError(f"{function}: out is not aligned to its dtype; pass an ordinary array")
+    if out.size and any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(
+            f"{function}: out is a broadcast view whose entries share memory; pass an ordinary array"
+        )
+    if any(x is not None and np.shares_memory(out, x) for x in inputs):
+        raise ValueError(f"{function}: out overlaps an input; pass separate memory")
 
 
 def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:

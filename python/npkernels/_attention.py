@@ -18,6 +18,7 @@ from npkernels._arrays import (
     floating,
     kernel,
     number,
+    plain,
     shape_error,
     statistic,
 )
@@ -160,7 +161,7 @@ def _check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
 
 
 def _bias(function: str, bias: Any, q: Array) -> Array:
-    array = np.asarray(bias)
+    array = plain(function, "bias", bias)
     if array.dtype == np.bool_:
         raise TypeError(f"{function}: bias has dtype bool; expected {q.dtype} (pass booleans as mask)")
     array = floating(function, "bias", array)
@@ -183,13 +184,14 @@ def _offset(function: str, causal: Any, q_offset: Any, batch: int, queries: int,
         )
     if q_offset is None:
         return np.full(batch, keys - queries, dtype=np.int64) if causal == "bottom_right" else None
-    offset = np.asarray(q_offset)
+    offset = plain(function, "q_offset", q_offset)
     if offset.dtype.kind not in "iu":
         raise TypeError(f"{function}: q_offset has dtype {offset.dtype}; expected integers")
     if offset.shape not in ((), (batch,)):
         shape_error(function, "q_offset", offset.shape, f"an integer or one per batch, ({batch},)")
     # i + offset must not overflow
-    return np.clip(np.broadcast_to(offset, (batch,)), -(2**62), 2**62).astype(np.int64)
+    values = np.broadcast_to(offset, (batch,)).tolist()
+    return np.array([min(max(value, -(2**62)), 2**62) for value in values], dtype=np.int64)
 
 
 def _scale(function: str, scale: Any, dim: int) -> float:
@@ -239,24 +241,23 @@ def attention_weights(
     batch, q_heads, queries, dim = q4.shape
     k_heads, keys = k4.shape[1:3]
     shape = (batch, q_heads, queries, keys)
-    check_out(function, out, shape[4 - q.ndim :], q.dtype)
+    factor = _scale(function, scale, dim)
     allowed = np.ones((1, 1), dtype=np.bool_) if mask is None else boolean(function, "mask", mask)
+    added = None if bias is None else _bias(function, bias, q)
+    check_out(function, out, shape[4 - q.ndim :], q.dtype, [q, k, allowed, added])
+    allowed = _scores(function, "mask", allowed, shape)
+    added = None if added is None else _scores(function, "bias", added, shape)
     offset = _offset(function, causal, q_offset, batch, queries, keys)
     if causal:
         start = np.zeros(batch, dtype=np.int64) if offset is None else offset
         position = start[:, None, None, None] + np.arange(queries)[:, None]
         allowed = allowed & (np.arange(keys) <= position)
-    try:
-        allowed = np.broadcast_to(allowed, shape)
-        added = None if bias is None else np.broadcast_to(_bias(function, bias, q), shape)
-    except ValueError as error:
-        raise ValueError(f"{function}: mask or bias does not broadcast to (B, Hq, S, K) = {shape}") from error
     work = compute_dtype(q.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         q4, k4 = q4.astype(work, copy=False), k4.astype(work, copy=False)
         grouped = q4.reshape(batch, k_heads, q_heads // max(k_heads, 1), queries, dim)
         scores = (grouped @ np.swapaxes(k4, -1, -2)[:, :, None]).reshape(shape)
-        scores *= q4.dtype.type(_scale(function, scale, dim))
+        scores *= q4.dtype.type(factor)
         if added is not None:
             scores += added
     weights = softmax(scores, mask=allowed, out=scores).reshape(shape[4 - q.ndim :])
@@ -264,6 +265,14 @@ def attention_weights(
         return weights.astype(q.dtype, copy=False)
     out[...] = weights
     return out
+
+
+def _scores(function: str, name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Return a view of x with the shape of the scores."""
+    try:
+        return np.broadcast_to(x, shape)
+    except ValueError:
+        shape_error(function, name, x.shape, f"one that broadcasts to (B, Hq, S, K) = {shape}")
 
 
 @kernel
@@ -296,6 +305,9 @@ def merge_attention(
     (3.0, 0.69314718055994...)
     """
     function = "merge_attention"
+    for name, parts in (("outs", outs), ("lses", lses)):
+        if not isinstance(parts, Sequence | np.ndarray):
+            raise TypeError(f"{function}: {name} is a {type(parts).__name__}; expected a sequence of arrays")
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(
             f"{function}: got {len(outs)} outs and {len(lses)} lses; expected as many, at least one"
@@ -417,7 +429,7 @@ def _rotary(
     if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
         array = np.ascontiguousarray(array)
     dim = array.shape[-1] if rotary_dim is None else rotary_dim
-    if not isinstance(dim, int) or dim % 2 or not 0 <= dim <= array.shape[-1]:
+    if not isinstance(dim, int | np.integer) or dim % 2 or not 0 <= dim <= array.shape[-1]:
         raise ValueError(
             f"{function}: rotary_dim is {dim!r}; expected an even number from 0 to {array.shape[-1]}"
         )
@@ -433,11 +445,10 @@ def _angles(
     length, half = x.shape[-2], dim // 2
     where = None
     if positions is not None:
-        where = np.asarray(positions)
+        where = plain(function, "positions", positions)
         if where.dtype.kind not in "iu":
             raise TypeError(f"{function}: positions has dtype {where.dtype}; expected integers")
-        if where.shape not in ((length,), (x.shape[0], length)):
-            shape_error(function, "positions", where.shape, f"({length},) or ({x.shape[0]}, {length})")
+        _check_per_batch(function, "positions", where, x, (length,))
     if (cos is None) != (sin is None):
         raise ValueError(f"{function}: {'cos' if cos is None else 'sin'} is None; cos and sin go together")
     if cos is None:
@@ -458,15 +469,21 @@ def _angles(
     return views[0], views[1]
 
 
+def _check_per_batch(function: str, name: str, array: Array, x: Array, shape: tuple[int, ...]) -> None:
+    """Raise unless the array has this shape or, if x has a batch axis, one of it for each batch."""
+    allowed = [shape] if x.ndim < 3 else [shape, (x.shape[0], *shape)]
+    if array.shape not in allowed:
+        shape_error(function, name, array.shape, " or ".join(map(str, allowed)))
+
+
 def _table(
     function: str, name: str, table: Any, x: Array, where: Array | None, half: int, dtype: np.dtype[Any]
 ) -> Array:
     """Return the rows of a given table: (S, half) or (B, S, half)."""
     array = np.ascontiguousarray(floating(function, name, table), dtype=dtype)
-    batch, length = x.shape[0], x.shape[-2]
+    length = x.shape[-2]
     if where is None:
-        if array.shape not in ((length, half), (batch, length, half)):
-            shape_error(function, name, array.shape, f"({length}, {half}) or ({batch}, {length}, {half})")
+        _check_per_batch(function, name, array, x, (length, half))
         return array
     if array.ndim != 2 or array.shape[1] != half:
         shape_error(function, name, array.shape, f"(positions, {half})")

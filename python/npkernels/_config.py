@@ -34,13 +34,13 @@ def available_isas() -> tuple[str, ...]:
     return tuple(name for name in _core.compiled_isas() if _core.isa_supported(name))
 
 
-def set_isa(name: str) -> None:
+def set_isa(name: str | None) -> None:
     """Use one ISA from now on, in the whole process; `NPKERNELS_ISA` does the same from outside.
 
     Parameters
     ----------
-    name : str
-        One of `available_isas()`.
+    name : str or None
+        One of `available_isas()`; None goes back to the default: `NPKERNELS_ISA`, else the fastest.
 
     Raises
     ------
@@ -50,9 +50,12 @@ def set_isa(name: str) -> None:
     Examples
     --------
     >>> import npkernels
-    >>> npkernels.set_isa(npkernels.available_isas()[-1])
+    >>> npkernels.set_isa(npkernels.available_isas()[0])
+    >>> npkernels.set_isa(None)
     """
-    if not isinstance(name, str) or not _core.set_isa(name):
+    if name is None:
+        _core.reset_isa()
+    elif not isinstance(name, str) or not _core.set_isa(name):
         raise ValueError(f"set_isa: {_isa_problem(name)}")
 
 
@@ -67,7 +70,7 @@ def use_isa(name: str) -> Iterator[None]:
     ...     npkernels.softmax([1.0, 1.0])
     array([0.5, 0.5])
     """
-    before = isa()
+    before = isa() if _core.isa_source() == "set_isa" else None
     set_isa(name)
     try:
         yield

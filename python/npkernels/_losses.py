@@ -135,7 +135,9 @@ def nll_loss(
     if out is not None and not return_grad:
         raise ValueError(f"{function}: out takes the gradient; pass return_grad=True with it")
     axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
-    check_out(function, out, x.shape, x.dtype)
+    check_out(function, out, x.shape, x.dtype, [ids, w])
+    if out is not None and not _same_view(out, x):
+        check_out(function, out, x.shape, x.dtype, [x])
     at = np.expand_dims(np.maximum(ids, 0), axis)
     row_weight = (
         np.where(ids < 0, 0, 1.0 if w is None else w[np.maximum(ids, 0)])
@@ -174,7 +176,9 @@ def _classes(
     expected = x.shape[:axis] + x.shape[axis + 1 :]
     if ids.shape != expected:
         shape_error(function, "targets", ids.shape, f"one target per row, {expected}")
-    ignored = ids == axis_index(function, ignore_index)
+    if not isinstance(ignore_index, int | np.integer) or isinstance(ignore_index, bool):
+        raise TypeError(f"{function}: ignore_index is {ignore_index!r}; expected an integer")
+    ignored = ids == ignore_index
     bad = ~ignored & ((ids < 0) | (ids >= classes))
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -189,6 +193,10 @@ def _classes(
     if w.shape != (classes,):
         shape_error(function, "weight", w.shape, f"one weight per class, ({classes},)")
     return axis, ids, w, float(w[ids[~ignored]].sum(dtype=np.float64))
+
+
+def _same_view(a: Array, b: Array) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
 
 
 def _reduce(losses: Array, reduction: str, total: float, dtype: np.dtype[Any]) -> Array:

@@ -18,6 +18,7 @@ a result: they may hold anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def softmax(
            [0. , 1. ]])
     """
     x = floating("softmax", "x", x)
-    if type(axis) is not int or type(temperature) is not float or mask is not None:
+    if type(axis) is not int or not -64 <= axis < 64 or type(temperature) is not float or mask is not None:
         axis, temperature, mask = _options("softmax", axis, temperature, mask)
     return _core.softmax(x, axis, temperature, mask, out)
 
@@ -132,7 +133,7 @@ def log_softmax(
     array([-1.00000000e+02, -3.72007598e-44])
     """
     x = floating("log_softmax", "x", x)
-    if type(axis) is not int or type(temperature) is not float or mask is not None:
+    if type(axis) is not int or not -64 <= axis < 64 or type(temperature) is not float or mask is not None:
         axis, temperature, mask = _options("log_softmax", axis, temperature, mask)
     return _core.log_softmax(x, axis, temperature, mask, out)
 
@@ -164,7 +165,7 @@ def logsumexp(
     """
     x = floating("logsumexp", "x", x)
     axis, temperature, mask = _options("logsumexp", axis, temperature, mask)
-    _check_reduced_out("logsumexp", out, x, axis, keepdims)
+    _check_reduced_out("logsumexp", out, x, axis, keepdims, [x, mask])
     return _reduced(_core.logsumexp(x, axis, temperature, mask), axis, keepdims, out)
 
 
@@ -198,16 +199,18 @@ def entropy(
     """
     logits = floating("entropy", "logits", logits)
     axis, temperature, mask = _options("entropy", axis, temperature, mask)
-    _check_reduced_out("entropy", out, logits, axis, False)
+    _check_reduced_out("entropy", out, logits, axis, False, [logits, mask])
     return _reduced(_core.entropy(logits, axis, temperature, mask), axis, False, out)
 
 
-def _check_reduced_out(function: str, out: Any, x: Array, axis: int, keepdims: bool) -> None:
+def _check_reduced_out(
+    function: str, out: Any, x: Array, axis: int, keepdims: bool, inputs: Sequence[Array | None]
+) -> None:
     if out is None or not -x.ndim <= axis < x.ndim:  # a bad axis is reported by the compiled function
         return
     at = axis % x.ndim
     kept = (1,) if keepdims else ()
-    check_out(function, out, x.shape[:at] + kept + x.shape[at + 1 :], compute_dtype(x.dtype))
+    check_out(function, out, x.shape[:at] + kept + x.shape[at + 1 :], compute_dtype(x.dtype), inputs)
 
 
 def _reduced(result: Array, axis: int, keepdims: bool, out: Array | None) -> Array:
@@ -415,7 +418,7 @@ def logsumexp_jvp(
     x, dx = floating("logsumexp_jvp", "x", x), floating("logsumexp_jvp", "dx", dx)
     axis, temperature, mask = _options("logsumexp_jvp", axis, temperature, mask)
     out_lse, out_dlse = _pair("logsumexp_jvp", out)
-    _check_reduced_out("logsumexp_jvp", out_lse, x, axis, False)
-    _check_reduced_out("logsumexp_jvp", out_dlse, x, axis, False)
+    _check_reduced_out("logsumexp_jvp", out_lse, x, axis, False, [x, dx, mask])
+    _check_reduced_out("logsumexp_jvp", out_dlse, x, axis, False, [x, dx, mask, out_lse])
     lse, dlse = _core.logsumexp_jvp(x, dx, axis, temperature, mask)
     return _reduced(lse, axis, False, out_lse), _reduced(dlse, axis, False, out_dlse)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy.typing as npt
 
@@ -66,7 +66,8 @@ def token_log_probs(
     x = floating(function, "logits", logits)
     chosen = integers(function, "ids", ids)
     allowed = None if mask is None else boolean(function, "mask", mask)
-    unknown = [s for s in stats if s not in STATISTICS] if not isinstance(stats, str) else [stats]
+    listed = not isinstance(stats, str) and isinstance(stats, Iterable)
+    unknown = [s for s in stats if s not in STATISTICS] if listed else [stats]
     if unknown:
         raise ValueError(
             f"{function}: stats holds {unknown[0]!r}; expected a sequence of some of {', '.join(STATISTICS)}"

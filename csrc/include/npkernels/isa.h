@@ -13,6 +13,8 @@ NPK_API bool isa_supported(const char* name);
 NPK_API const char* isa();
 // Forces one; false (and no change) if the name is unknown or not supported here.
 NPK_API bool set_isa(const char* name);
+// Takes a set_isa back: the choice is again that of the first use.
+NPK_API void reset_isa();
 // How the current one was chosen: "best supported", "NPKERNELS_ISA", "set_isa".
 NPK_API const char* isa_source();
 
