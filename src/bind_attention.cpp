@@ -121,7 +121,8 @@ py::tuple merge_attention(const py::list& outs, const py::list& lses, const py::
   }
   py::array result = args::output(function, out, first, {});
   for (const py::array& part : parts) args::check_in_place(function, result, part);
-  for (const auto& norm : lses) args::check_separate(function, out, {py::reinterpret_borrow<py::object>(norm)});
+  for (const auto& norm : lses)
+    args::check_separate(function, out, {py::reinterpret_borrow<py::object>(norm)});
   if (result.shape(axis) > 1 && result.size() > 0 && result.strides(axis) != result.itemsize())
     args::value_error("merge_attention: the last axis of out must be contiguous");
   const Array target = args::view(result, lead.dtype);

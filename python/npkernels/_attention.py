@@ -305,9 +305,9 @@ def merge_attention(
     (3.0, 0.69314718055994...)
     """
     function = "merge_attention"
-    for name, parts in (("outs", outs), ("lses", lses)):
-        if not isinstance(parts, Sequence | np.ndarray):
-            raise TypeError(f"{function}: {name} is a {type(parts).__name__}; expected a sequence of arrays")
+    for name, given in (("outs", outs), ("lses", lses)):
+        if not isinstance(given, Sequence | np.ndarray):
+            raise TypeError(f"{function}: {name} is a {type(given).__name__}; expected a sequence of arrays")
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(
             f"{function}: got {len(outs)} outs and {len(lses)} lses; expected as many, at least one"
@@ -433,7 +433,7 @@ def _rotary(
         raise ValueError(
             f"{function}: rotary_dim is {dim!r}; expected an even number from 0 to {array.shape[-1]}"
         )
-    c, s = _angles(function, array, positions, cos, sin, base, dim)
+    c, s = _angles(function, array, positions, cos, sin, base, int(dim))
     return _core.rotary(array, c, s, bool(interleaved), inverse, out)
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+_Array = npt.NDArray[Any]
 
 __version__: str
 compiler: str
@@ -21,87 +21,89 @@ def set_num_threads(n: int) -> int: ...
 def set_thread_limit(n: int) -> int: ...
 def peak_flops(repeats: int) -> float: ...
 def peak_bandwidth(bytes: int, repeats: int) -> tuple[float, float, float]: ...
-def softmax(x: Array, axis: int, temperature: float, mask: Array | None, out: Array | None) -> Array: ...
-def log_softmax(x: Array, axis: int, temperature: float, mask: Array | None, out: Array | None) -> Array: ...
+def softmax(x: _Array, axis: int, temperature: float, mask: _Array | None, out: _Array | None) -> _Array: ...
+def log_softmax(
+    x: _Array, axis: int, temperature: float, mask: _Array | None, out: _Array | None
+) -> _Array: ...
 def softmax_vjp(
-    dy: Array, y: Array, axis: int, temperature: float, mask: Array | None, out: Array | None
-) -> Array: ...
+    dy: _Array, y: _Array, axis: int, temperature: float, mask: _Array | None, out: _Array | None
+) -> _Array: ...
 def log_softmax_vjp(
-    dy: Array, y: Array, axis: int, temperature: float, mask: Array | None, out: Array | None
-) -> Array: ...
+    dy: _Array, y: _Array, axis: int, temperature: float, mask: _Array | None, out: _Array | None
+) -> _Array: ...
 def softmax_jvp(
-    x: Array,
-    dx: Array,
+    x: _Array,
+    dx: _Array,
     axis: int,
     temperature: float,
-    mask: Array | None,
-    out_y: Array | None,
-    out_dy: Array | None,
-) -> tuple[Array, Array]: ...
+    mask: _Array | None,
+    out_y: _Array | None,
+    out_dy: _Array | None,
+) -> tuple[_Array, _Array]: ...
 def log_softmax_jvp(
-    x: Array,
-    dx: Array,
+    x: _Array,
+    dx: _Array,
     axis: int,
     temperature: float,
-    mask: Array | None,
-    out_y: Array | None,
-    out_dy: Array | None,
-) -> tuple[Array, Array]: ...
-def logsumexp(x: Array, axis: int, temperature: float, mask: Array | None) -> Array: ...
-def entropy(logits: Array, axis: int, temperature: float, mask: Array | None) -> Array: ...
+    mask: _Array | None,
+    out_y: _Array | None,
+    out_dy: _Array | None,
+) -> tuple[_Array, _Array]: ...
+def logsumexp(x: _Array, axis: int, temperature: float, mask: _Array | None) -> _Array: ...
+def entropy(logits: _Array, axis: int, temperature: float, mask: _Array | None) -> _Array: ...
 def logsumexp_vjp(
-    d: Array, x: Array, lse: Array, axis: int, temperature: float, mask: Array | None, out: Array | None
-) -> Array: ...
+    d: _Array, x: _Array, lse: _Array, axis: int, temperature: float, mask: _Array | None, out: _Array | None
+) -> _Array: ...
 def logsumexp_jvp(
-    x: Array, dx: Array, axis: int, temperature: float, mask: Array | None
-) -> tuple[Array, Array]: ...
+    x: _Array, dx: _Array, axis: int, temperature: float, mask: _Array | None
+) -> tuple[_Array, _Array]: ...
 def token_log_probs(
-    logits: Array,
+    logits: _Array,
     ids: npt.NDArray[np.int64],
     temperature: float,
-    mask: Array | None,
+    mask: _Array | None,
     want_lse: bool,
     want_entropy: bool,
     want_sum_p2: bool,
     want_top1: bool,
     want_rank: bool,
-) -> dict[str, Array | None]: ...
+) -> dict[str, _Array | None]: ...
 def token_log_probs_vjp(
-    dlogp: Array,
-    logits: Array,
+    dlogp: _Array,
+    logits: _Array,
     ids: npt.NDArray[np.int64],
-    lse: Array,
-    dentropy: Array | None,
-    entropy: Array | None,
+    lse: _Array,
+    dentropy: _Array | None,
+    entropy: _Array | None,
     temperature: float,
-    mask: Array | None,
-    out: Array | None,
-) -> Array: ...
+    mask: _Array | None,
+    out: _Array | None,
+) -> _Array: ...
 def cross_entropy(
-    logits: Array,
+    logits: _Array,
     ids: npt.NDArray[np.int64],
     axis: int,
-    weight: Array | None,
+    weight: _Array | None,
     weight_sum: float,
     label_smoothing: float,
     grad_scale: float,
     want_grad: bool,
-    out: Array | None,
-) -> tuple[Array, Any]: ...
+    out: _Array | None,
+) -> tuple[_Array, Any]: ...
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None,
-    bias: Array | None,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    mask: _Array | None,
+    bias: _Array | None,
     causal: bool,
     scale: float,
-    offset: Array | None,
+    offset: _Array | None,
     want_lse: bool,
-    out: Array,
-) -> tuple[Array, Any]: ...
-def attention_output(q: Array, k: Array, v: Array, out: Array | None) -> Array: ...
-def merge_attention(outs: list[Array], lses: list[Array], out: Array | None) -> tuple[Array, Array]: ...
+    out: _Array,
+) -> tuple[_Array, Any]: ...
+def attention_output(q: _Array, k: _Array, v: _Array, out: _Array | None) -> _Array: ...
+def merge_attention(outs: list[_Array], lses: list[_Array], out: _Array | None) -> tuple[_Array, _Array]: ...
 def rotary(
-    x: Array, cos: Array, sin: Array, interleaved: bool, inverse: bool, out: Array | None
-) -> Array: ...
+    x: _Array, cos: _Array, sin: _Array, interleaved: bool, inverse: bool, out: _Array | None
+) -> _Array: ...
