@@ -22,7 +22,8 @@ struct KernelTable {
   void (*cross_entropy)(const LossCall&);
   void (*attention)(const AttentionCall&);
   int64_t (*attention_scratch)(const AttentionCall&);  // bytes per worker
-  int64_t (*attention_tasks)(const AttentionCall&);
+  int64_t (*attention_block)(DType);                   // most query rows of a task
+  void (*attention_join)(const JoinCall&);
   void (*merge_attention)(const MergeCall&);
   void (*rotary)(const RotaryCall&);
   double (*probe_fma)(int64_t steps);

@@ -2,13 +2,7 @@
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
 from npkernels import reference
-from npkernels._attention import (
-    attention,
-    attention_weights,
-    merge_attention,
-    rotary_embedding,
-    rotary_embedding_vjp,
-)
+from npkernels._attention import attention, attention_weights, merge_attention
 from npkernels._build import get_cmake_dir, get_include
 from npkernels._checked import MismatchError, checked
 from npkernels._config import (
@@ -23,6 +17,7 @@ from npkernels._config import (
     use_isa,
 )
 from npkernels._losses import cross_entropy, nll_loss, perplexity
+from npkernels._rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._softmax import (
     entropy,
     log_softmax,

@@ -94,15 +94,13 @@ def attention(
     q: _Array,
     k: _Array,
     v: _Array,
-    mask: _Array | None,
-    bias: _Array | None,
-    causal: bool,
-    scale: float,
-    offset: _Array | None,
+    options: tuple[Any, ...],
     want_lse: bool,
+    cu_seqlens_q: _Array | None,
+    cu_seqlens_k: _Array | None,
     out: _Array,
 ) -> tuple[_Array, Any]: ...
-def attention_output(q: _Array, k: _Array, v: _Array, out: _Array | None) -> _Array: ...
+def attention_output(function: str, q: _Array, k: _Array, v: _Array, out: _Array | None) -> _Array: ...
 def merge_attention(outs: list[_Array], lses: list[_Array], out: _Array | None) -> tuple[_Array, _Array]: ...
 def rotary(
     x: _Array, cos: _Array, sin: _Array, interleaved: bool, inverse: bool, out: _Array | None
