@@ -90,7 +90,7 @@ def backward(
     if dlse is not None:
         delta = delta - dlse[..., None]
     ds = times(p, dropped(dout @ transposed(v_), dropout) - delta)
-    dz = times(ds, times(np.broadcast_to(z.slope, ds.shape), ds))
+    dz = np.where((ds == 0) | (z.slope == 0), 0, ds * z.slope)
     dsinks = None
     if z.sinks is not None:
         p_sink = np.where((z.sinks == -INF) | (lse == -INF), 0, np.exp(z.sinks - lse))
@@ -233,7 +233,7 @@ def attention_jvp(
     p, lse = softmax_of(z)
     out = weighted_sum(p, v)
     along = dq @ transposed(k) + q @ transposed(dk)
-    t = times(p, times(np.broadcast_to(z.slope, p.shape), along))
+    t = times(p, times(z.slope, along))
     dout = weighted_sum(p, dv) + weighted_sum(t, v) - t.sum(axis=-1, keepdims=True) * out
     results = (out, dout, lse) if return_lse else (out, dout)
     return tuple(from_4d(x, ndim) for x in results)
