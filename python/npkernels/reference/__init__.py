@@ -12,7 +12,10 @@ array([0.5, 0.5])
 """
 
 from .attention import attention, attention_weights, merge_attention
+from .attention_grads import attention_jvp, attention_vjp
+from .attention_varlen import attention_varlen, attention_varlen_vjp
 from .losses import cross_entropy, nll_loss
+from .multi_head import multi_head_attention, multi_head_attention_vjp
 from .rotary import rotary_embedding, rotary_embedding_vjp
 from .softmax import (
     entropy,
@@ -30,6 +33,10 @@ from .token_stats import perplexity, token_log_probs, token_log_probs_vjp
 
 __all__ = [
     "attention",
+    "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_vjp",
+    "attention_vjp",
     "attention_weights",
     "cross_entropy",
     "entropy",
@@ -40,6 +47,8 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "multi_head_attention",
+    "multi_head_attention_vjp",
     "nll_loss",
     "perplexity",
     "rotary_embedding",
