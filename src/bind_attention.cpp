@@ -1,3 +1,4 @@
+#include <cstring>
 #include <memory>
 
 #include "arguments.h"
@@ -170,6 +171,179 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
   return py::make_tuple(out, lse);
 }
 
+// Attention over a cache: k and v (B, Hkv, capacity, D), or pages (pages, Hkv, page size, D) that a table
+// orders; of any dtype, int8 with a scale per row.
+py::object attention_cached(const py::array& q, const py::array& k, const py::array& v,
+                            const py::object& k_scale, const py::object& v_scale,
+                            const py::object& block_table, const py::tuple& options, bool want_lse,
+                            const py::array& out) {
+  const char* function = "KVCache.attend";
+  const Array query = heads(function, "q", q);
+  const auto rows = [&](const char* name, const py::array& a) {
+    if (a.ndim() != 4 || !adjacent(a)) misfit(function, name, a);
+    const bool int8 = a.dtype().kind() == 'i' && a.itemsize() == 1;
+    return int8 ? args::view(a, DType::int8) : args::floating(function, name, a);
+  };
+  const Array key = rows("k", k), value = rows("v", v);
+  const bool paged = !block_table.is_none();
+  const int64_t B = q.shape(0), capacity = k.shape(2);
+  for (int i = 0; i < 3; ++i)
+    if (v.shape(i) != k.shape(i)) misfit(function, "v", v);
+  if (key.dtype != value.dtype || k.shape(3) != q.shape(3) || (!paged && k.shape(0) != B) ||
+      (k.shape(1) ? q.shape(1) % k.shape(1) : q.shape(1)) != 0 ||
+      (query.dtype == DType::float64) != (key.dtype == DType::float64))
+    misfit(function, "k", k);
+  Shape shape{B, q.shape(1), k.shape(1), q.shape(2), capacity, q.shape(3), v.shape(3)};
+  const int64_t* table = nullptr;
+  int64_t pages = 0;
+  if (paged) {
+    const auto t = block_table.cast<py::array>();
+    if (t.ndim() != 2 || t.shape(0) != B || args::dtype_of(function, "block_table", t) != DType::int64 ||
+        !(t.flags() & py::array::c_style))
+      misfit(function, "block_table", t);
+    table = static_cast<const int64_t*>(t.data());
+    pages = t.shape(1);
+    shape.K = pages * capacity;
+  }
+  Options given(function, options, shape, B, q);
+  const int64_t* lengths = given.options.kv_lengths;
+  if (!lengths) args::value_error("KVCache.attend: lengths are missing");
+  for (int64_t b = 0; paged && b < B; ++b)
+    for (int64_t j = 0; j * capacity < lengths[b]; ++j)
+      if (table[b * pages + j] < 0 || table[b * pages + j] >= k.shape(0))
+        args::value_error("KVCache.attend: block_table names a page that does not exist");
+  const auto scale = [&](const char* name, const py::object& object) -> const float* {
+    if (object.is_none()) return nullptr;
+    const auto a = object.cast<py::array>();
+    bool fits = a.ndim() == 3 && args::dtype_of(function, name, a) == DType::float32 &&
+                (a.flags() & py::array::c_style);
+    for (int i = 0; fits && i < 3; ++i) fits = a.shape(i) == k.shape(i);
+    if (!fits) misfit(function, name, a);
+    return static_cast<const float*>(a.data());
+  };
+  given.options.k_scale = scale("k_scale", k_scale);
+  given.options.v_scale = scale("v_scale", v_scale);
+  given.options.block_table = table;
+  given.options.pages_per_entry = pages;
+  const Array target = heads(function, "out", out);
+  if (out.shape(0) != B || out.shape(1) != shape.Hq || out.shape(2) != shape.S || out.shape(3) != shape.Dv ||
+      target.dtype != query.dtype)
+    misfit(function, "out", out);
+  py::object lse = py::none();
+  void* to_lse = nullptr;
+  if (want_lse) {
+    py::array values(args::numpy_dtype(npkernels::compute_dtype(query.dtype)),
+                     std::vector<py::ssize_t>{B, shape.Hq, shape.S});
+    to_lse = values.mutable_data();
+    lse = values;
+  }
+  bool done;
+  {
+    py::gil_scoped_release release;
+    done = npkernels::attention(query, key, value, given.options, target, to_lse);
+  }
+  if (!done) throw std::bad_alloc();
+  return lse;
+}
+
+// Arrays of results that Python made, or the caller gave: checked against what they overlap in Python.
+Array result_heads(const char* function, const char* name, const py::array& a, const py::array& like) {
+  for (int i = 0; i < 4; ++i)
+    if (a.ndim() != 4 || a.shape(i) != like.shape(i)) misfit(function, name, a);
+  if (!a.writeable()) args::value_error(std::string(function) + ": " + name + " is read-only");
+  const Array array = heads(function, name, a);
+  args::floating_like(function, name, a, "q", like, false);
+  return array;
+}
+
+const void* per_query(const char* function, const char* name, const py::object& object, const Call& call) {
+  if (object.is_none()) return nullptr;
+  const auto a = object.cast<py::array>();
+  const bool fits = a.ndim() == 3 && a.shape(0) == call.shape.B && a.shape(1) == call.shape.Hq &&
+                    a.shape(2) == call.shape.S && (a.flags() & py::array::c_style) &&
+                    args::dtype_of(function, name, a) == npkernels::compute_dtype(call.q.dtype);
+  if (!fits) misfit(function, name, a);
+  return a.data();
+}
+
+py::tuple attention_vjp(const py::array& dout, const py::array& q, const py::array& k, const py::array& v,
+                        const py::array& o, const py::array& lse, const py::object& dlse,
+                        const py::tuple& options, const py::object& cu_seqlens_q,
+                        const py::object& cu_seqlens_k, const py::array& dq, const py::array& dk,
+                        const py::array& dv, bool want_dbias, bool want_dsinks) {
+  const char* function = cu_seqlens_q.is_none() ? "attention_vjp" : "attention_varlen_vjp";
+  const Call call(function, q, k, v, options, cu_seqlens_q, cu_seqlens_k);
+  const Array cotangent = heads(function, "dout", dout), result = heads(function, "o", o);
+  const py::array* const like_out[] = {&dout, &o};
+  for (const py::array* a : like_out) {
+    args::floating_like(function, "dout", *a, "q", q, false);
+    if (a->shape(0) != call.shape.B || a->shape(1) != call.shape.Hq || a->shape(2) != call.shape.S ||
+        a->shape(3) != call.shape.Dv)
+      misfit(function, "dout", *a);
+  }
+  const void *norm = per_query(function, "lse", lse, call), *d_norm = per_query(function, "dlse", dlse, call);
+  const Array to_q = result_heads(function, "dq", dq, q), to_k = result_heads(function, "dk", dk, k),
+              to_v = result_heads(function, "dv", dv, v);
+  npkernels::AttentionVjpOut out{&to_q, &to_k, &to_v, nullptr, nullptr};
+  const py::dtype compute = args::numpy_dtype(npkernels::compute_dtype(call.q.dtype));
+  py::object dbias = py::none(), dsinks = py::none();
+  args::Broadcast bias_view;
+  if (want_dbias) {
+    const auto bias = options[1].cast<py::array>();
+    py::array values(compute, std::vector<py::ssize_t>(bias.shape(), bias.shape() + bias.ndim()));
+    if (values.size() > 0) std::memset(values.mutable_data(), 0, static_cast<size_t>(values.nbytes()));
+    const npkernels::DType dtype = npkernels::compute_dtype(call.q.dtype);
+    bias_view = args::broadcast(function, "bias", values, dtype,
+                                {call.shape.B, call.shape.Hq, call.shape.S, call.shape.K}, "(B, Hq, S, K) =");
+    out.dbias = &bias_view.array;
+    dbias = values;
+  }
+  if (want_dsinks) {
+    py::array values(compute, std::vector<py::ssize_t>{call.shape.Hq});
+    out.dsinks = values.mutable_data();
+    dsinks = values;
+  }
+  bool done;
+  {
+    py::gil_scoped_release release;
+    done = npkernels::attention_vjp(cotangent, call.q, call.k, call.v, result, norm, d_norm, call.options(),
+                                    out);
+  }
+  if (!done) throw std::bad_alloc();
+  return py::make_tuple(dbias, dsinks);
+}
+
+py::object attention_jvp(const py::array& q, const py::array& k, const py::array& v, const py::array& dq,
+                         const py::array& dk, const py::array& dv, const py::tuple& options, bool want_lse,
+                         const py::array& out, const py::array& dout) {
+  const char* function = "attention_jvp";
+  const Call call(function, q, k, v, options, py::none(), py::none());
+  const auto tangent = [&](const char* name, const py::array& a, const py::array& like) {
+    args::floating_like(function, name, a, name + 1, like);
+    return heads(function, name, a);
+  };
+  const Array tq = tangent("dq", dq, q), tk = tangent("dk", dk, k), tv = tangent("dv", dv, v);
+  const Array to = heads(function, "out", out), to_dout = result_heads(function, "dout", dout, out);
+  if (out.shape(0) != call.shape.B || out.shape(1) != call.shape.Hq || out.shape(2) != call.shape.S ||
+      out.shape(3) != call.shape.Dv)
+    misfit(function, "out", out);
+  py::object lse = py::none();
+  void* to_lse = nullptr;
+  if (want_lse) {
+    py::array values(args::numpy_dtype(npkernels::compute_dtype(call.q.dtype)),
+                     std::vector<py::ssize_t>{call.shape.B, call.shape.Hq, call.shape.S});
+    to_lse = values.mutable_data();
+    lse = values;
+  }
+  bool done;
+  {
+    py::gil_scoped_release release;
+    done = npkernels::attention_jvp(call.q, call.k, call.v, tq, tk, tv, call.options(), to, to_dout, to_lse);
+  }
+  if (!done) throw std::bad_alloc();
+  return lse;
+}
+
 // The memory that attention writes to: `out` after its checks, or new memory ordered as q is.
 py::array attention_output(const char* function, const py::array& q, const py::array& k, const py::array& v,
                            const py::object& out) {
@@ -265,6 +439,13 @@ void bind_attention(py::module_& m) {
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("options"), arg("want_lse"),
         arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("out"));
   m.def("attention_output", &attention_output, arg("function"), arg("q"), arg("k"), arg("v"), arg("out"));
+  m.def("attention_cached", &attention_cached, arg("q"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"),
+        arg("block_table"), arg("options"), arg("want_lse"), arg("out"));
+  m.def("attention_vjp", &attention_vjp, arg("dout"), arg("q"), arg("k"), arg("v"), arg("o"), arg("lse"),
+        arg("dlse"), arg("options"), arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("dq"), arg("dk"),
+        arg("dv"), arg("want_dbias"), arg("want_dsinks"));
+  m.def("attention_jvp", &attention_jvp, arg("q"), arg("k"), arg("v"), arg("dq"), arg("dk"), arg("dv"),
+        arg("options"), arg("want_lse"), arg("out"), arg("dout"));
   m.def("merge_attention", &merge_attention, arg("outs"), arg("lses"), arg("out"));
   m.def("rotary", &rotary, arg("x"), arg("cos"), arg("sin"), arg("interleaved"), arg("inverse"), arg("out"));
 }

@@ -68,7 +68,10 @@ class AttentionOptions(ctypes.Structure):
         ("scale", ctypes.c_double),
         ("causal", ctypes.c_int32),
         ("windowed", ctypes.c_int32),
-        *((name, ArrayPointer) for name in ("q_offset", "mask", "bias", "kv_lengths", "alibi_slopes", "sinks")),
+        *(
+            (name, ArrayPointer)
+            for name in ("q_offset", "mask", "bias", "kv_lengths", "alibi_slopes", "sinks")
+        ),
         ("window_left", ctypes.c_int64),
         ("window_right", ctypes.c_int64),
         ("softcap", ctypes.c_double),

@@ -157,7 +157,12 @@ def test_attention(dtype):
     same(out, wanted[0])
     same(lse, wanted[1])
     shared |= {"kv_lengths": np.array([7, 4]), "alibi_slopes": abs(normal(4, dtype=compute(dtype)))}
-    shared |= {"sinks": normal(4, dtype=compute(dtype)), "softcap": 2.0, "dropout_p": 0.3, "dropout_seed": 2**64 - 1}
+    shared |= {
+        "sinks": normal(4, dtype=compute(dtype)),
+        "softcap": 2.0,
+        "dropout_p": 0.3,
+        "dropout_seed": 2**64 - 1,
+    }
     for windowed, window in ((0, None), (1, (2, 1))):
         sides = {"window_left": 2, "window_right": 1}  # not looked at unless `windowed`
         options = struct(AttentionOptions, windowed=windowed, **sides, **shared)

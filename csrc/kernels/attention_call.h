@@ -94,9 +94,15 @@ struct AttentionVjpCall : AttentionCall {
   char *part_dk = nullptr, *part_dv = nullptr;
   int64_t slot_keys = 0;
   int64_t chunks = 1;  // tasks per sequence and key head
+  int64_t sequence_count = 0;
   // Gradient of the bias, compute dtype, by the strides of `dbias`.
   PairArray dbias;
 };
+
+// The passes of attention_vjp, each over its own tasks: delta of blocks of rows; dq, dk, dv of runs of rows;
+// the sum of chunks (tasks are the first chunks); dbias, whose tasks have -1 for what one task goes through
+// whole.
+enum class VjpStep { delta, gradients, chunks, bias };
 
 struct AttentionJvpCall : AttentionCall {
   HeadArray dq, dout;

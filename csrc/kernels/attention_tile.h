@@ -127,8 +127,8 @@ inline void multiply_wide_careful(const T* a, int64_t a_pitch, const T* b, int64
 
 // to[j][i] = from[i][j] for i < rows, j < columns.
 template <class T>
-inline void transpose(const T* from, int64_t from_pitch, T* to, int64_t to_pitch, int64_t rows,
-                      int64_t columns) {
+__attribute__((noinline)) void transpose(const T* from, int64_t from_pitch, T* to, int64_t to_pitch,
+                                         int64_t rows, int64_t columns) {
   constexpr int kSide = kTransposeSide<T>;
   int64_t i = 0;
   for (; i + kSide <= rows; i += kSide) {

@@ -66,12 +66,12 @@ struct TokenStats {
     if (call.temperature == 1.0) {
       if (s.stats.add(x[0], n)) s.top1 = first + index_of_top(x[0], n, s.stats.m);
     } else {
-      alignas(64) T scaled[kChunk];
+      alignas(64) T quotients[kChunk];
       T top = s.top;
-      divide(x[0], n, scaled, top);
+      divide(x[0], n, quotients, top);
       if (top > s.top) s.top1 = first + index_of_top(x[0], n, top);
       s.top = top;
-      s.stats.add(scaled, n);
+      s.stats.add(quotients, n);
     }
     if (s.nan < 0 && s.stats.has_nan()) s.nan = first + index_of_nan(x[0], n);
     if (call.rank) s.rank += count_above(x[0], n, s.chosen);
@@ -90,14 +90,14 @@ struct TokenStats {
     if (call.rank) call.rank[row] = s.rank;
   }
 
-  // scaled = x / temperature, and top raised to the largest x.
-  void divide(const T* x, int n, T* scaled, T& top) const {
+  // quotients = x / temperature, and top raised to the largest x.
+  void divide(const T* x, int n, T* quotients, T& top) const {
     const Vec<T> temperature = splat(static_cast<T>(call.temperature));
     Vec<T> tops = splat(top);
     for (int i = 0; i < n; i += kLanes<T>) {
       const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY));
       tops = max_of(xi, tops);
-      store(scaled + i, xi / temperature);
+      store(quotients + i, xi / temperature);
     }
     top = max_lane(tops);
   }

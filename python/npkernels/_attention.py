@@ -299,5 +299,3 @@ def merge_attention(
     dtype = compute_dtype(parts[0].dtype)
     norms = [statistic(function, f"lses[{i}]", x, dtype) for i, x in enumerate(lses)]
     return _core.merge_attention(parts, norms, out)
-
-

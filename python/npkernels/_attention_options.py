@@ -104,7 +104,6 @@ def options(
     kv_lengths: Any = None,
     dropout_p: Any = 0.0,
     dropout_seed: Any = None,
-    k_capacity: int | None = None,
 ) -> Options:
     """Check the options of a call with q (B, Hq, S, D), and give them as the kernels take them.
 
@@ -114,8 +113,7 @@ def options(
     dtype = compute_dtype(q.dtype)
     lengths = None
     if kv_lengths is not None:
-        most = keys if k_capacity is None else k_capacity
-        lengths = _lengths(function, kv_lengths, entries, int(np.max(most, initial=0)))
+        lengths = _lengths(function, kv_lengths, entries, int(np.max(keys, initial=0)))
         keys = lengths
     left, right = _window(function, window)
     seed = _dropout(function, dropout_p, dropout_seed)
@@ -188,7 +186,9 @@ def _window(function: str, window: Any) -> tuple[int, int]:
 def _softcap(function: str, softcap: Any) -> float:
     value = number(function, "softcap", softcap)
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{function}: softcap is {softcap!r}; expected a positive finite number, or 0 for none")
+        raise ValueError(
+            f"{function}: softcap is {softcap!r}; expected a positive finite number, or 0 for none"
+        )
     return value
 
 

@@ -44,6 +44,25 @@ struct AttentionOptions {
 NPK_API bool attention(const Array& q, const Array& k, const Array& v, const AttentionOptions&,
                        const Array& out, void* lse);
 
+// Where the gradients go: dq, dk, dv of the shapes and dtype of q, k, v. dbias: the compute dtype, zeroed by
+// the caller, (B, Hq, S, K) with stride 0 where the bias is broadcast, or null. dsinks: (Hq,) of the compute
+// dtype, or null.
+struct AttentionVjpOut {
+  const Array *dq, *dk, *dv, *dbias;
+  void* dsinks;
+};
+
+// Cotangents of q, k, v (bias, sinks) from those of out and lse (null = 0), with out and lse as attention
+// gave them.
+NPK_API bool attention_vjp(const Array& dout, const Array& q, const Array& k, const Array& v,
+                           const Array& out, const void* lse, const void* dlse, const AttentionOptions&,
+                           const AttentionVjpOut&);
+
+// out and its derivative along (dq, dk, dv), in one pass; lse as in attention.
+NPK_API bool attention_jvp(const Array& q, const Array& k, const Array& v, const Array& dq, const Array& dk,
+                           const Array& dv, const AttentionOptions&, const Array& out, const Array& dout,
+                           void* lse);
+
 // Joins partial results over disjoint keys: lse = logsumexp(lses), out = sum(exp(lses[i] - lse) outs[i]).
 // outs[i] and out (..., Dv), lses[i] and lse contiguous per row.
 NPK_API void merge_attention(int parts, const Array* outs, const void* const* lses, const Array& out,
