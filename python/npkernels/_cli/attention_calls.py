@@ -45,21 +45,20 @@ SIZES: tuple[Size, ...] = (
 )
 TILE: Size = (2, 4, 2, 37, 141, 24, 24)  # more than a tile of keys, less than one of queries
 
-MIXTURES = pairwise(
-    {
-        "mask": [None, "full", "keys", "dead rows"],
-        "bias": [None, "full", "heads", "queries", "-inf"],
-        "causal": [False, "top_left", "bottom_right"],
-        "q_offset": [None, "one", "batch"],
-        "window": [None, (9, 0), (-1, 5), (70, 40)],
-        "softcap": [0.0, 2.0],
-        "scale": [None, 0.3],
-        "alibi_slopes": [None, "heads", "batch"],
-        "sinks": [False, True],
-        "kv_lengths": [None, "ragged"],
-        "dropout_p": [0.0, 0.3],
-    }
-)
+OPTIONS: dict[str, list[Any]] = {
+    "mask": [None, "full", "keys", "queries", "dead rows"],
+    "bias": [None, "full", "heads", "queries", "-inf"],
+    "causal": [False, "top_left", "bottom_right"],
+    "q_offset": [None, "one", "batch"],
+    "window": [None, (9, 0), (-1, 5), (70, 40)],
+    "softcap": [0.0, 2.0],
+    "scale": [None, 0.3, -0.7],
+    "alibi_slopes": [None, "heads", "batch"],
+    "sinks": [False, True],
+    "kv_lengths": [None, "ragged"],
+    "dropout_p": [0.0, 0.3],
+}
+MIXTURES = pairwise(OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ def label_of(size: Size) -> str:
 
 
 def mixture(make: Inputs, size: Size, row: dict[str, Any]) -> dict[str, Any]:
-    """The options that a row of MIXTURES names, for arrays of that size."""
+    """The options that a row of OPTIONS names, for arrays of that size."""
     b, hq, _, s, k, _, _ = size
     work = compute_dtype(make.dtype)
     options = {name: row[name] for name in ("causal", "window", "softcap", "scale")}
