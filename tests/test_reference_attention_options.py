@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import textbook_attention
 from central_differences import DIFFERENCE, numeric_jvp, numeric_vjp
 from npkernels import reference as ref
-from pairwise import assert_every_pair, pairwise
+from npkernels._cli.pairwise import every_pair, pairwise
 
 INF, NAN = np.inf, np.nan
 EPS = np.finfo(np.float64).eps
@@ -64,7 +64,7 @@ def build(row):
 
 
 def test_the_rows_hold_every_pair():
-    assert_every_pair(ROWS, OPTIONS)
+    assert every_pair(ROWS, OPTIONS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))

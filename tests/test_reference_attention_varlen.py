@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from central_differences import DIFFERENCE, numeric_vjp
 from npkernels import reference as ref
+from npkernels._cli.pairwise import every_pair, pairwise
 from npkernels.reference import dropout
-from pairwise import assert_every_pair, pairwise
 
 INF = np.inf
 EPS = np.finfo(np.longdouble).eps
@@ -67,7 +67,7 @@ def heads_first(x):
 
 
 def test_the_rows_hold_every_pair():
-    assert_every_pair(ROWS, OPTIONS)
+    assert every_pair(ROWS, OPTIONS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
