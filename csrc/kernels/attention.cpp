@@ -27,6 +27,7 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
+constexpr int kTogether = 4;              // keys and values that few rows take at a time
 constexpr int kFew = kLanes<float> / 2;  // rows up to which the entries of a head lie across the lanes
 
 // The scratch of one worker.
@@ -142,29 +143,43 @@ class Forward {
                                         scratch_.o + group.lane, int64_t(kBlock<T>));
   }
 
-  // st[j][r] = k[j] . q[r] for few rows; the other lanes repeat the last.
-  void dot_rows(const T* k, int64_t k_pitch, int n, T* st) const {
-    int r = 0;
-    const auto rows = [&](auto height) {
-      constexpr int R = decltype(height)::value;
-      for (; r + R <= block_.rows; r += R) {
-        int j = 0;
-        const auto keys = [&](auto width) {
-          constexpr int J = decltype(width)::value;
-          for (; j + J <= n; j += J) dot_tile<J, R>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
-        };
-        keys(Count<4>{});
-        keys(Count<1>{});
-      }
-    };
-    rows(Count<2>{});
-    rows(Count<1>{});
-    for (int j = 0; j < n; ++j)
-      for (int i = block_.rows; i < kLanes<T>; ++i)
-        st[j * kGroup<T> + i] = st[j * kGroup<T> + block_.rows - 1];
+  // Decoding reads every key and value once and waits for memory: the rows after the next ones are fetched meanwhile.
+  static void fetch(const T* rows, int64_t pitch, int count, int64_t n) {
+    for (int j = 0; j < count; ++j)
+      for (int64_t d = 0; d < n; d += 64 / int64_t(sizeof(T))) prefetch(rows + j * pitch + d);
   }
 
-  template <int J, int R>
+  // Calls f(Count<J>, j) for n keys, kTogether at a time.
+  template <class F>
+  static void keys_together(int n, F f) {
+    int j = 0;
+    for (; j + kTogether <= n; j += kTogether) f(Count<kTogether>{}, j);
+    for (; j < n; ++j) f(Count<1>{}, j);
+  }
+
+  // st[j][r] = k[j] . q[r] for few rows; the other lanes repeat the last.
+  void dot_rows(const T* k, int64_t k_pitch, int n, T* st) const {
+    const bool whole = call_.dim % kLanes<T> == 0;
+    keys_together(n, [&](auto count, int j) {
+      constexpr int J = decltype(count)::value;
+      fetch(k + (j + 2 * J) * k_pitch, k_pitch, J, call_.dim);
+      int r = 0;
+      const auto rows = [&](auto height) {
+        constexpr int R = decltype(height)::value;
+        for (; r + R <= block_.rows; r += R)
+          if (whole)
+            dot_tile<J, R, true>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
+          else
+            dot_tile<J, R, false>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
+      };
+      rows(Count<2>{});
+      rows(Count<1>{});
+    });
+    for (int j = 0; j < n; ++j)
+      for (int i = block_.rows; i < kLanes<T>; ++i) st[j * kGroup<T> + i] = st[j * kGroup<T> + block_.rows - 1];
+  }
+
+  template <int J, int R, bool kWhole>
   void dot_tile(const T* k, int64_t k_pitch, int row, T* st) const {
     const int64_t q_pitch = padded<T>(call_.dim);
     Vec<T> acc[J][R];
@@ -173,8 +188,10 @@ class Forward {
     for (int64_t d = 0; d < call_.dim; d += kLanes<T>) {
       Vec<T> q[R];
       for (int r = 0; r < R; ++r) q[r] = load(scratch_.q + (row + r) * q_pitch + d);
+#pragma GCC unroll 8
       for (int j = 0; j < J; ++j) {
-        const Vec<T> key = load_upto(k + j * k_pitch + d, call_.dim - d, T(0));
+        const T* const at = k + j * k_pitch + d;
+        const Vec<T> key = kWhole ? load(at) : load_upto(at, call_.dim - d, T(0));
         for (int r = 0; r < R; ++r) acc[j][r] = fma(key, q[r], acc[j][r]);
       }
     }
@@ -182,29 +199,35 @@ class Forward {
       for (int r = 0; r < R; ++r) st[j * kGroup<T> + r] = static_cast<T>(sum_lanes(acc[j][r]));
   }
 
-  // o[r] += sum over j of st[j][r] v[j] for few rows, four values at a time.
+  // o[r] += sum over j of st[j][r] v[j] for few rows.
   void add_rows(const T* v, int64_t v_pitch, int n, const T* st, bool careful) {
-    int j = 0;
-    const auto values = [&](auto width) {
-      constexpr int J = decltype(width)::value;
-      for (; j + J <= n; j += J)
-        for (int r = 0; r < block_.rows; ++r) {
-          Vec<T> p[J];
-          for (int i = 0; i < J; ++i) p[i] = splat(st[(j + i) * kGroup<T> + r]);
-          T* const o = scratch_.o + r * o_pitch_;
-          for (int64_t d = 0; d < call_.value_dim; d += kLanes<T>) {
-            Vec<T> acc = load(o + d);
-            for (int i = 0; i < J; ++i) {
-              const Vec<T> value = load_upto(v + (j + i) * v_pitch + d, call_.value_dim - d, T(0));
-              const Vec<T> sum = fma(p[i], value, acc);
-              acc = careful ? select(equal(p[i], splat(T(0))), acc, sum) : sum;
-            }
-            store(o + d, acc);
-          }
-        }
-    };
-    values(Count<4>{});
-    values(Count<1>{});
+    const bool plain = call_.value_dim % kLanes<T> == 0 && !careful;
+    keys_together(n, [&](auto count, int j) {
+      constexpr int J = decltype(count)::value;
+      fetch(v + (j + 2 * J) * v_pitch, v_pitch, J, call_.value_dim);
+      for (int r = 0; r < block_.rows; ++r)
+        if (plain)
+          add_tile<J, true>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_, false);
+        else
+          add_tile<J, false>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_, careful);
+    });
+  }
+
+  template <int J, bool kPlain>
+  void add_tile(const T* v, int64_t v_pitch, const T* st, T* o, bool careful) const {
+    Vec<T> p[J];
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) p[j] = splat(st[j * kGroup<T>]);
+    for (int64_t d = 0; d < call_.value_dim; d += kLanes<T>) {
+      Vec<T> acc = load(o + d);
+#pragma GCC unroll 8
+      for (int j = 0; j < J; ++j) {
+        const T* const at = v + j * v_pitch + d;
+        const Vec<T> sum = fma(p[j], kPlain ? load(at) : load_upto(at, call_.value_dim - d, T(0)), acc);
+        acc = !kPlain && careful ? select(equal(p[j], splat(T(0))), acc, sum) : sum;
+      }
+      store(o + d, acc);
+    }
   }
 
   // Raises m to the tile's maximum, turns scores into weights exp(factor st - m), adds them to l, rescales
