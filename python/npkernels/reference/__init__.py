@@ -14,6 +14,7 @@ array([0.5, 0.5])
 from .attention import attention, attention_weights, merge_attention
 from .attention_grads import attention_jvp, attention_vjp
 from .attention_varlen import attention_varlen, attention_varlen_vjp
+from .cached_attention import cached_attention
 from .losses import cross_entropy, nll_loss
 from .multi_head import multi_head_attention, multi_head_attention_vjp
 from .rotary import rotary_embedding, rotary_embedding_vjp
@@ -38,6 +39,7 @@ __all__ = [
     "attention_varlen_vjp",
     "attention_vjp",
     "attention_weights",
+    "cached_attention",
     "cross_entropy",
     "entropy",
     "log_softmax",
