@@ -5,8 +5,8 @@ from npkernels import reference
 from npkernels._attention import attention, attention_weights, merge_attention
 from npkernels._attention_grads import attention_jvp, attention_vjp
 from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
-from npkernels._cache import KVCache
 from npkernels._build import get_cmake_dir, get_include
+from npkernels._cache import KVCache
 from npkernels._checked import MismatchError, checked
 from npkernels._config import (
     available_isas,
