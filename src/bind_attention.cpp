@@ -73,7 +73,7 @@ struct Options {
     if (!given[2].is_none()) {
       const auto a = given[2].cast<py::array>();
       if (args::dtype_of(function, "alibi_slopes", a) != compute) misfit(function, "alibi_slopes", a);
-      slopes = args::broadcast(function, "alibi_slopes", a, compute, {s.B, s.Hq}, "(B, Hq) =");
+      slopes = args::broadcast(function, "alibi_slopes", a, compute, {sequences, s.Hq}, "(B, Hq) =");
       options.slopes = &slopes.array;
     }
     options.sinks = vector(function, "sinks", given[3], s.Hq, compute);

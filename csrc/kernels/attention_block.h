@@ -60,7 +60,8 @@ class Block {
         sequence(c.sequences[task.sequence]),
         kv_head(task.kv_head),
         first(task.first),
-        rows(static_cast<int>(task.rows)) {
+        rows(static_cast<int>(task.rows)),
+        entry_(task.sequence) {
     plain_ = !(c.softcap > 0) && !c.bias.data && !c.slopes && c.scale > 0;
     const int registers = static_cast<int>((rows + kLanes<T> - 1) / kLanes<T>);
     groups = (registers + kMostAcross - 1) / kMostAcross;
@@ -202,6 +203,7 @@ class Block {
   }
 
  private:
+  int64_t entry_;  // of the batch, or the number of the sequence
   bool plain_;
   uint32_t drop_xor_[kBlock<T>], drop_add_[kBlock<T>];
 
@@ -252,7 +254,7 @@ class Block {
   void add_alibi(const Group& g, int64_t from, int n, T* st) const {
     alignas(64) T slope[kGroup<T>], ahead[kGroup<T>];  // of the query before key `from`
     for (int r = 0; r < N * kLanes<T>; ++r) {
-      const char* p = static_cast<const char*>(call.slopes) + sequence.batch * call.slope_stride[0] +
+      const char* p = static_cast<const char*>(call.slopes) + entry_ * call.slope_stride[0] +
                       head[g.lane + r] * call.slope_stride[1];
       memcpy(&slope[r], p, sizeof(T));
       ahead[r] = static_cast<T>(query[g.lane + r] + sequence.offset - from);

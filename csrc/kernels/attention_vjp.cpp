@@ -175,9 +175,10 @@ class BackBlock {
                       to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
         const Vec<T> p = exp_weight<T>(min_of(highest, fma(scale, load(s_.st + in), zero - lse[i])));
         const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
-        const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]);
+        const Vec<T> slope = capped ? load(s_.slope + in) : splat(T(1));
+        const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]) * slope;
         store(s_.p + to, p * keep);
-        store(s_.ds + to, select(equal(p, zero), zero, capped ? ds * load(s_.slope + in) : ds));
+        store(s_.ds + to, select(equal(p * slope, zero), zero, ds));
       }
   }
 

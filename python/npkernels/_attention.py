@@ -47,8 +47,9 @@ def attention(
     Parameters
     ----------
     q : array_like (B, Hq, S, D), (H, S, D) or (S, D)
-        float32, float64, float16 or bfloat16; integers become float64. Any strides with a contiguous last axis are read
-        in place, so a (B, S, H, D) array is passed as ``x.transpose(0, 2, 1, 3)``; with another last axis a copy is made.
+        float32, float64, float16 or bfloat16; integers become float64. Any strides with a contiguous last axis are
+        read in place, so a (B, S, H, D) array is passed as ``x.transpose(0, 2, 1, 3)``; with another last axis a copy
+        is made.
     k : array_like (B, Hkv, K, D), ...
     v : array_like (B, Hkv, K, Dv), ...
     mask : array_like of bool, optional
@@ -71,7 +72,8 @@ def attention(
     q_offset : int or array_like of int (B,), optional
         The offset of the positions itself, instead of the one that `causal` implies; may be negative.
     kv_lengths : array_like of int (B,), optional
-        How many keys each entry of the batch has; what lies behind them is not read. "bottom_right" is meant from there.
+        How many keys each entry of the batch has; what lies behind them is not read. "bottom_right" is meant from
+        there.
     dropout_p : float
         The share of weights that are dropped, from 0 to below 1; the others are divided by 1 - dropout_p. The lse does
         not change.
@@ -237,7 +239,7 @@ def attention_weights(
     else:  # as one more key without a value
         last = np.broadcast_to(sink[:, None, None], (*shape[:3], 1))
         with_sink = np.concatenate([scores, last], axis=-1)
-        weights = softmax(with_sink, mask=np.concatenate([seen, last > -np.inf], axis=-1))[..., :-1]
+        weights = softmax(with_sink, mask=np.concatenate([seen, last != -np.inf], axis=-1))[..., :-1]
     weights = weights.reshape(shape[4 - q.ndim :])
     if out is None:
         return np.ascontiguousarray(weights.astype(q.dtype, copy=False))

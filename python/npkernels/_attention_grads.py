@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from npkernels import _core
 from npkernels._arrays import Array, check_out, compute_dtype, kernel, statistic
-from npkernels._attention_options import Causal, check_like, check_shapes, heads, options, to_4d
+from npkernels._attention_options import Causal, check_like, check_shapes, heads, new_like, options, to_4d
 from npkernels._types import AttentionGrads
 
 ArrayLike = npt.ArrayLike
@@ -67,7 +67,7 @@ def attention_vjp(
     Returns
     -------
     AttentionGrads
-        dq, dk and dv with shape, dtype and memory order of q, k and v; dbias with that of bias (in C order); dsinks (Hq,)
+        dq, dk and dv with shape, dtype and memory order of q, k and v; dbias with shape and dtype of bias; dsinks (Hq,)
         float32, or float64 for float64.
 
     Raises
@@ -84,7 +84,8 @@ def attention_vjp(
 
     References
     ----------
-    .. [1] T. Dao et al., "FlashAttention: Fast and memory-efficient exact attention with IO-awareness", 2022, appendix B.
+    .. [1] T. Dao et al., "FlashAttention: Fast and memory-efficient exact attention with IO-awareness", 2022,
+       appendix B.
 
     Examples
     --------
@@ -165,7 +166,7 @@ def gradients_out(
 ) -> tuple[Array, ...]:
     """Return the arrays for dq, dk and dv: those of `out` after their checks, or new ones ordered as the inputs are."""
     if out is None:
-        return tuple(np.empty_like(x) for x in likes)
+        return tuple(new_like(x) for x in likes)
     if not isinstance(out, tuple | list) or len(out) != len(likes):
         raise TypeError(f"{function}: out is {type(out).__name__}; expected {len(likes)} arrays")
     arrays = tuple(out)
@@ -229,8 +230,8 @@ def attention_jvp(
     Notes
     -----
     With P the weights and ``dS = scale * (dq @ k.T + q @ dk.T)``:
-    ``dout = P @ dv + (P * dS) @ v - rowsum(P * dS) * out``. All sums are rescaled alike under the online softmax, so one
-    pass suffices and extra memory does not grow with S x K.
+    ``dout = P @ dv + (P * dS) @ v - rowsum(P * dS) * out``. All sums are rescaled alike under the online softmax, so
+    one pass suffices and extra memory does not grow with S x K.
 
     Examples
     --------

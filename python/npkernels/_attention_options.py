@@ -56,6 +56,13 @@ def check_like(function: str, name: str, x: Array, like_name: str, like: Array) 
         )
 
 
+def new_like(x: Array) -> Array:
+    """Return memory for x's shape and dtype: the last axis contiguous, the others in the order of x's strides."""
+    order = sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis]))
+    memory = np.empty([*(x.shape[axis] for axis in order), x.shape[-1]], x.dtype)
+    return memory.transpose([*np.argsort(order), x.ndim - 1])
+
+
 def check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
     """Raise unless q, k and v belong together."""
     others = [("k", k)] if v is None else [("k", k), ("v", v)]
@@ -109,7 +116,7 @@ def options(
 
     `queries` and `keys` are those of each entry of the batch (or sequence), of which there are `entries`.
     """
-    batch, q_heads, _, dim = q.shape
+    _, q_heads, _, dim = q.shape
     dtype = compute_dtype(q.dtype)
     lengths = None
     if kv_lengths is not None:
@@ -120,7 +127,7 @@ def options(
     return (
         None if mask is None else boolean(function, "mask", mask),
         None if bias is None else _bias(function, bias, q),
-        None if alibi_slopes is None else _slopes(function, alibi_slopes, batch, q_heads, dtype),
+        None if alibi_slopes is None else _slopes(function, alibi_slopes, entries, q_heads, dtype),
         None if sinks is None else _per_head(function, "sinks", sinks, (q_heads,), dtype),
         causal is not False,
         left,
@@ -151,10 +158,10 @@ def _per_head(function: str, name: str, x: Any, shape: tuple[int, ...], dtype: n
     return np.ascontiguousarray(array, dtype=dtype)
 
 
-def _slopes(function: str, slopes: Any, batch: int, q_heads: int, dtype: np.dtype[Any]) -> Array:
+def _slopes(function: str, slopes: Any, entries: int, q_heads: int, dtype: np.dtype[Any]) -> Array:
     array = floating(function, "alibi_slopes", slopes)
-    if array.shape not in ((q_heads,), (batch, q_heads)):
-        shape_error(function, "alibi_slopes", array.shape, f"({q_heads},) or ({batch}, {q_heads})")
+    if array.shape not in ((q_heads,), (entries, q_heads)):
+        shape_error(function, "alibi_slopes", array.shape, f"({q_heads},) or ({entries}, {q_heads})")
     return np.ascontiguousarray(array, dtype=dtype)
 
 

@@ -45,11 +45,11 @@ def attention_varlen(
     k : array_like (total_k, Hkv, D)
     v : array_like (total_k, Hkv, Dv)
     cu_seqlens_q, cu_seqlens_k : array_like of int (N + 1,)
-        Sequence n has the queries ``cu_seqlens_q[n]`` to ``cu_seqlens_q[n + 1]`` (exclusive), and the keys likewise; they
-        go from 0 to the total and never fall.
+        Sequence n has the queries ``cu_seqlens_q[n]`` to ``cu_seqlens_q[n + 1]`` (exclusive), and the keys likewise;
+        they go from 0 to the total and never fall.
     causal, window, softcap, scale, alibi_slopes, sinks, dropout_p, dropout_seed
-        As for `attention`; positions count from each sequence's first key, and "bottom_right" is meant for its own
-        lengths.
+        As for `attention`, alibi_slopes also (N, Hq); positions count from each sequence's first key, and
+        "bottom_right" is meant for its own lengths.
     q_offset : int or array_like of int (N,), optional
         As for `attention`, per sequence.
     return_lse : bool

@@ -129,8 +129,8 @@ class KVCache:
         Parameters
         ----------
         k, v : ndarray
-            (batch, kv_heads, capacity, D) and (..., Dv); with a block table (pages, kv_heads, page_size, D). Contiguous last
-            axis.
+            (batch, kv_heads, capacity, D) and (..., Dv); with a block table (pages, kv_heads, page_size, D). Contiguous
+            last axis.
         lengths : array_like of int (batch,)
             Tokens that are there already. An int64 array is updated in place.
         block_table : array_like of int (batch, pages), optional
@@ -206,8 +206,8 @@ class KVCache:
         Raises
         ------
         ValueError, TypeError
-            If a shape or dtype does not fit, or a sequence would outgrow the capacity or its pages; the cache is unchanged
-            then.
+            If a shape or dtype does not fit, or a sequence would outgrow the capacity or its pages; the cache is
+            unchanged then.
         """
         name = "KVCache.append"
         new = [floating(name, what, x) for what, x in (("k", k), ("v", v))]
@@ -325,8 +325,8 @@ class KVCache:
         Parameters
         ----------
         q : array_like (batch, Hq, S, D)
-            Queries of the last S tokens, whose keys and values were appended. float64 for a float64 cache, else float32,
-            float16 or bfloat16.
+            Queries of the last S tokens, whose keys and values were appended. float64 for a float64 cache, else
+            float32, float16 or bfloat16.
         causal : bool
             Whether a token sees only itself and those before it ("bottom_right").
         window, softcap, scale, alibi_slopes, sinks, return_lse

@@ -21,7 +21,7 @@ struct AttentionOptions {
   const int64_t* kv_lengths = nullptr;  // (B,): keys from there on do not exist; null = all do
   const Array* mask = nullptr;          // booleans (B, Hq, S, K), broadcast axes with stride 0
   const Array* bias = nullptr;          // of q's dtype, likewise; added
-  const Array* slopes = nullptr;        // ALiBi, (B, Hq) of the compute dtype: -slope |p - j| is added
+  const Array* slopes = nullptr;        // ALiBi, (B or sequences, Hq), compute dtype: -slope |p - j| is added
   const void* sinks = nullptr;          // (Hq,) of the compute dtype: a logit in the denominator only
   double dropout_p = 0;                 // share of the weights that are dropped
   uint64_t dropout_seed = 0;
