@@ -1,7 +1,7 @@
 """The hot CPU kernels of reasoning models: NumPy arrays in and out, no deep-learning framework needed."""
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
-from npkernels import reference
+from npkernels import plot, reference
 from npkernels._attention import attention, attention_weights, merge_attention
 from npkernels._attention_grads import attention_jvp, attention_vjp
 from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
@@ -20,6 +20,7 @@ from npkernels._config import (
     use_isa,
 )
 from npkernels._losses import cross_entropy, nll_loss, perplexity
+from npkernels._multi_head import multi_head_attention, multi_head_attention_vjp
 from npkernels._rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._softmax import (
     entropy,
@@ -34,7 +35,7 @@ from npkernels._softmax import (
     softmax_vjp,
 )
 from npkernels._tokens import token_log_probs, token_log_probs_vjp
-from npkernels._types import AttentionGrads, TokenStats
+from npkernels._types import AttentionGrads, MultiHeadGrads, TokenStats
 
 check_environment()
 
@@ -42,6 +43,7 @@ __all__ = [
     "AttentionGrads",
     "KVCache",
     "MismatchError",
+    "MultiHeadGrads",
     "TokenStats",
     "__version__",
     "attention",
@@ -65,9 +67,12 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "multi_head_attention",
+    "multi_head_attention_vjp",
     "nll_loss",
     "num_threads",
     "perplexity",
+    "plot",
     "reference",
     "rotary_embedding",
     "rotary_embedding_vjp",
