@@ -4,11 +4,31 @@ namespace npkernels::NPK_ISA {
 
 extern const KernelTable table;
 const KernelTable table = {
-    softmax,         log_softmax,       logsumexp,           softmax_vjp,
-    log_softmax_vjp, logsumexp_vjp,     softmax_jvp,         log_softmax_jvp,
-    logsumexp_jvp,   token_log_probs,   token_log_probs_vjp, cross_entropy,
-    attention,       attention_scratch, attention_tasks,     merge_attention,
-    rotary,          probe_fma,         probe_stream,
+    softmax,
+    log_softmax,
+    logsumexp,
+    softmax_vjp,
+    log_softmax_vjp,
+    logsumexp_vjp,
+    softmax_jvp,
+    log_softmax_jvp,
+    logsumexp_jvp,
+    token_log_probs,
+    token_log_probs_vjp,
+    cross_entropy,
+    attention,
+    attention_scratch,
+    attention_tasks,
+    merge_attention,
+    rotary,
+    probe_fma,
+    probe_stream,
+    group_advantages,
+    policy_loss,
+    token_policy_loss,
+    scan,
+    beam_step,
+    sample,
 };
 
 }  // namespace npkernels::NPK_ISA

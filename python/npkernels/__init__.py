@@ -2,6 +2,7 @@
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
 from npkernels import reference
+from npkernels._advantages import advantages_from_stats, group_advantages, group_stats, merge_group_stats
 from npkernels._attention import (
     attention,
     attention_weights,
@@ -22,7 +23,11 @@ from npkernels._config import (
     show_config,
     use_isa,
 )
+from npkernels._decoding import beam_step, sample
+from npkernels._grpo_types import GroupAdvantages, PolicyLoss, PolicyMetrics
 from npkernels._losses import cross_entropy, nll_loss, perplexity
+from npkernels._policy import kl_divergence, policy_loss, token_policy_loss
+from npkernels._returns import discounted_returns, gae, pass_at_k
 from npkernels._softmax import (
     entropy,
     log_softmax,
@@ -41,19 +46,29 @@ from npkernels._types import TokenStats
 check_environment()
 
 __all__ = [
+    "GroupAdvantages",
     "MismatchError",
+    "PolicyLoss",
+    "PolicyMetrics",
     "TokenStats",
     "__version__",
+    "advantages_from_stats",
     "attention",
     "attention_weights",
     "available_isas",
+    "beam_step",
     "checked",
     "cross_entropy",
+    "discounted_returns",
     "entropy",
+    "gae",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
+    "group_advantages",
+    "group_stats",
     "isa",
+    "kl_divergence",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -61,12 +76,16 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "merge_group_stats",
     "nll_loss",
     "num_threads",
+    "pass_at_k",
     "perplexity",
+    "policy_loss",
     "reference",
     "rotary_embedding",
     "rotary_embedding_vjp",
+    "sample",
     "set_isa",
     "set_num_threads",
     "show_config",
@@ -75,5 +94,6 @@ __all__ = [
     "softmax_vjp",
     "token_log_probs",
     "token_log_probs_vjp",
+    "token_policy_loss",
     "use_isa",
 ]

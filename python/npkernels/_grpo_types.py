@@ -26,7 +26,7 @@ class GroupAdvantages:
         max are NaN where a group has none.
     """
 
-    __slots__ = ("_groups", "_keys", "advantages", "stats")
+    __slots__ = ("_groups", "_keys", "_kind", "_table", "advantages")
     arrays: ClassVar[tuple[str, ...]] = (
         "advantages",
         "mean",
@@ -38,74 +38,89 @@ class GroupAdvantages:
         "group_index",
     )
 
-    def __init__(self, advantages: Array, stats: Array, groups: Any, keys: Any = None) -> None:
+    def __init__(
+        self, advantages: Any, stats: Array, groups: Any, keys: Any = None, kind: Any = None
+    ) -> None:
         self.advantages = advantages
-        self.stats = stats
+        self._table = stats
         self._groups = groups  # int: the size of consecutive groups; else the group of each sample
         self._keys = keys
+        self._kind = kind  # makes the caller's kind of array of NumPy's
+
+    def _given(self, array: Array) -> Any:
+        return array if self._kind is None else self._kind(array)
 
     @property
-    def count(self) -> Array:
+    def stats(self) -> Any:
+        """All statistics of the groups, (n, 5)."""
+        return self._given(self._table)
+
+    @property
+    def count(self) -> Any:
         """How many rewards of each group are not NaN, int64."""
-        return self.stats[:, 0].astype(np.int64)
+        return self._given(self._table[:, 0].astype(np.int64))
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Any:
         """Mean reward of each group."""
-        return self.stats[:, 1]
+        return self._given(self._table[:, 1])
 
     @property
-    def std(self) -> Array:
+    def std(self) -> Any:
         """Standard deviation of each group's rewards, with the ddof that was asked for."""
-        return self.stats[:, 2]
+        return self._given(self._table[:, 2])
 
     @property
-    def min(self) -> Array:
+    def min(self) -> Any:
         """Smallest reward of each group."""
-        return self.stats[:, 3]
+        return self._given(self._table[:, 3])
 
     @property
-    def max(self) -> Array:
+    def max(self) -> Any:
         """Largest reward of each group."""
-        return self.stats[:, 4]
+        return self._given(self._table[:, 4])
 
-    @property
-    def zero_variance(self) -> Array:
-        """Which groups tell nothing: all their rewards are equal, exactly, or there are none."""
-        return ~(self.stats[:, 3] < self.stats[:, 4])
+    def _constant(self) -> Array:
+        return ~(self._table[:, 3] < self._table[:, 4])
 
-    @property
-    def group_index(self) -> Array:
-        """The number of each sample's group, int64 (B,)."""
+    def _index(self) -> Array:
         if isinstance(self._groups, int):
             return np.arange(len(self.advantages)) // self._groups
         index: Array = self._groups
         return index
 
     @property
-    def keys(self) -> Array:
-        """The id of each group: 0, 1, ... for groups given by their size."""
-        return np.arange(len(self.stats)) if self._keys is None else self._keys
+    def zero_variance(self) -> Any:
+        """Which groups tell nothing: all their rewards are equal, exactly, or there are none."""
+        return self._given(self._constant())
 
     @property
-    def informative(self) -> Array:
+    def group_index(self) -> Any:
+        """The number of each sample's group, int64 (B,)."""
+        return self._given(self._index())
+
+    @property
+    def keys(self) -> Array:
+        """The id of each group, a NumPy array: 0, 1, ... for groups given by their size."""
+        return np.arange(len(self._table)) if self._keys is None else self._keys
+
+    @property
+    def informative(self) -> Any:
         """Which samples belong to a group whose rewards differ, bool (B,): those that DAPO keeps."""
-        kept: Array = ~self.zero_variance[self.group_index]
-        return kept
+        return self._given(~self._constant()[self._index()])
 
     @property
     def resample(self) -> Array:
         """The ids of the groups that tell nothing: the prompts that DAPO's dynamic sampling asks again."""
-        keys: Array = self.keys[self.zero_variance]
+        keys: Array = self.keys[self._constant()]
         return keys
 
-    def replaced(self, change: Any) -> GroupAdvantages:
-        """The same with `change` applied to its arrays."""
-        groups = self._groups if isinstance(self._groups, int) else change(self._groups)
-        return GroupAdvantages(change(self.advantages), change(self.stats), groups, self._keys)
+    def of_kind(self, kind: Any) -> GroupAdvantages:
+        """The same, giving arrays of another kind."""
+        return GroupAdvantages(kind(self.advantages), self._table, self._groups, self._keys, kind)
 
     def __repr__(self) -> str:
-        return f"GroupAdvantages({len(self.advantages)} samples, {len(self.stats)} groups)"
+        return f"GroupAdvantages({len(self.advantages)} samples, {len(self._table)} groups)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,10 @@ array([0.5, 0.5])
 """
 
 from .attention import attention, attention_weights, merge_attention
+from .grpo_advantages import advantages_from_stats, group_advantages, group_stats, merge_group_stats
+from .grpo_decoding import beam_step, sample
+from .grpo_losses import kl_divergence, policy_loss, token_policy_loss
+from .grpo_returns import discounted_returns, gae, pass_at_k
 from .losses import cross_entropy, nll_loss
 from .rotary import rotary_embedding, rotary_embedding_vjp
 from .softmax import (
@@ -29,10 +33,17 @@ from .softmax import (
 from .token_stats import perplexity, token_log_probs, token_log_probs_vjp
 
 __all__ = [
+    "advantages_from_stats",
     "attention",
     "attention_weights",
+    "beam_step",
     "cross_entropy",
+    "discounted_returns",
     "entropy",
+    "gae",
+    "group_advantages",
+    "group_stats",
+    "kl_divergence",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -40,13 +51,18 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "merge_group_stats",
     "nll_loss",
+    "pass_at_k",
     "perplexity",
+    "policy_loss",
     "rotary_embedding",
     "rotary_embedding_vjp",
+    "sample",
     "softmax",
     "softmax_jvp",
     "softmax_vjp",
     "token_log_probs",
     "token_log_probs_vjp",
+    "token_policy_loss",
 ]

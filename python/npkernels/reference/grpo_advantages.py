@@ -2,7 +2,7 @@
 
 rewards (B,) or (B, F) of F reward functions; groups: the size G of consecutive groups, or an id for each sample. Groups
 are numbered in the order in which they first appear. A reward of NaN (the function did not apply) takes no part. All in
-longdouble.
+longdouble, since the package computes in float64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._grpo_types import BASELINES, MOST_REWARD, PRESETS, SCALES, GroupAdvantages, Preset
-from ._common import Array, ArrayLike, IntArray, as_array, as_index, check_shape, like, working
+from ._common import Array, ArrayLike, IntArray, as_array, as_index, check_shape, like, total, widest, working
 
 NAN = np.nan
 
@@ -22,7 +22,7 @@ def _rewards(function: str, rewards: ArrayLike) -> Array:
     (r,) = working(function, rewards=rewards)
     if np.isinf(r).any():
         raise ValueError(f"{function}: rewards holds an infinity; expected finite numbers or NaN")
-    return r.astype(np.longdouble)
+    return r.astype(widest())
 
 
 def _groups(function: str, groups: Any, B: int) -> tuple[Any, IntArray]:
@@ -44,10 +44,18 @@ def _groups(function: str, groups: Any, B: int) -> tuple[Any, IntArray]:
     return keys, index
 
 
+def _mean(x: Array) -> Any:
+    return total(x) / len(x)
+
+
+def _m2(x: Array) -> Any:
+    """The sum of squared deviations, exactly 0 if all are equal."""
+    return total((x - _mean(x)) ** 2) if len(x) and x.max() > x.min() else x.dtype.type(0)
+
+
 def _std(x: Array, ddof: int) -> Any:
     """Exactly 0 if all are equal, or if there are fewer than two."""
-    constant = len(x) < 2 or x.max() == x.min()
-    return np.longdouble(0) if constant else np.std(x, ddof=ddof)
+    return np.sqrt(_m2(x) / (len(x) - ddof)) if len(x) > ddof else x.dtype.type(0)
 
 
 def _stats(r: Array, index: IntArray, n: int, ddof: int) -> Array:
@@ -55,8 +63,8 @@ def _stats(r: Array, index: IntArray, n: int, ddof: int) -> Array:
     rows = []
     for g in range(n):
         x = r[(index == g) & ~np.isnan(r)]
-        rows.append([len(x), x.mean(), _std(x, ddof), x.min(), x.max()] if len(x) else [0, NAN, 0, NAN, NAN])
-    return np.array(rows, np.longdouble).reshape(n, 5)
+        rows.append([len(x), _mean(x), _std(x, ddof), x.min(), x.max()] if len(x) else [0, NAN, 0, NAN, NAN])
+    return np.array(rows, widest()).reshape(n, 5)
 
 
 def _of_group(x: Array, baseline: str, scale: str, ddof: int, eps: float, rule: str) -> Any:
@@ -64,15 +72,15 @@ def _of_group(x: Array, baseline: str, scale: str, ddof: int, eps: float, rule: 
     n = len(x)
     constant = n == 0 or x.max() == x.min()
     if n == 1 and rule == "lone reward":
-        return x / (1 + np.longdouble(eps)) if scale == "group" else x
+        return x / (1 + x.dtype.type(eps)) if scale == "group" else x
     if rule == "over mean":
-        return np.zeros_like(x) if constant or x.mean() == 0 else (x - x.mean()) / x.mean()
+        return np.zeros_like(x) if constant or _mean(x) == 0 else (x - _mean(x)) / _mean(x)
     if constant and (baseline != "none" or scale == "group"):
         return np.zeros_like(x)
     if baseline == "mean":
-        a = x - x.mean()
+        a = x - _mean(x)
     elif baseline == "leave_one_out":
-        a = (x - x.mean()) * n / (n - 1)  # = x minus the mean of the others
+        a = (x - _mean(x)) * n / (n - 1)  # = x minus the mean of the others
     else:
         a = x
     if rule == "others":
@@ -92,7 +100,7 @@ def _best(x: Array, k: int | None, ddof: int, eps: float) -> Array:
             a[order[-1]] = (s[-1] - s[-2]) / (_std(x, ddof) + eps)
         return a
     if n and s[-1] > s[0]:
-        subsets = np.longdouble(math.comb(n, k))
+        subsets = x.dtype.type(math.comb(n, k))
         for i in range(n):  # i is the largest of its subset, or j is
             a[order[i]] = s[i] * math.comb(i, k - 1) + sum(
                 s[j] * math.comb(j - 1, k - 2) for j in range(i + 1, n) if k > 1
@@ -154,8 +162,8 @@ def group_advantages(
     if given.ndim not in (1, 2):
         raise ValueError(f"{name}: rewards has shape {given.shape}; expected (B,) or (B, F)")
     B = len(given)
-    columns = given.reshape(B, -1) if given.ndim == 1 else given
-    w = np.ones(columns.shape[1], np.longdouble) if weights is None else like(name, "weights", weights, given)
+    columns = given[:, None] if given.ndim == 1 else given
+    w = np.ones(columns.shape[1], widest()) if weights is None else like(name, "weights", weights, given)
     check_shape(name, "weights", w, (columns.shape[1],))
     scored = ~np.isnan(columns).all(axis=1)
     r = np.where(scored, np.nansum(w * columns, axis=1), NAN)
@@ -167,7 +175,7 @@ def group_advantages(
         a = np.where(scored, (s - s[scored].mean()) / (_std(s[scored], o.ddof) + o.eps), 0)
         a = np.zeros_like(a) if _std(s[scored], o.ddof) == 0 else a
     else:
-        tokens = None if lengths is None else as_array(lengths).astype(np.longdouble)
+        tokens = None if lengths is None else as_array(lengths).astype(widest())
         a = _advantages(r, index, o, len(keys), tokens, k)
     return GroupAdvantages(a, _stats(r, index, len(keys), o.ddof), index, keys)
 
@@ -182,8 +190,8 @@ def _advantages(r: Array, index: IntArray, o: Preset, n: int, lengths: Array | N
             a[here] = _best(x, k, o.ddof, o.eps)
         elif o.rule == "by length" and len(x):
             assert lengths is not None
-            total = lengths[here].sum()
-            mean = (lengths[here] * x).sum() / total if total else x.mean()
+            N = lengths[here].sum()
+            mean = (lengths[here] * x).sum() / N if N else _mean(x)
             a[here] = np.zeros_like(x) if x.max() == x.min() else x - mean
         else:
             a[here] = _of_group(x, o.baseline, o.scale, o.ddof, o.eps, o.rule)
@@ -222,9 +230,8 @@ def group_stats(rewards: ArrayLike, groups: Any) -> tuple[Any, Array]:
     rows = []
     for g in range(len(keys)):
         x = r[(index == g) & ~np.isnan(r)]
-        m2 = ((x - x.mean()) ** 2).sum() if len(x) and x.max() > x.min() else 0
-        rows.append([len(x), x.mean(), m2, x.min(), x.max()] if len(x) else [0, 0, 0, np.inf, -np.inf])
-    return keys, np.array(rows, np.longdouble).reshape(len(keys), 5)
+        rows.append([len(x), _mean(x), _m2(x), x.min(), x.max()] if len(x) else [0, 0, 0, np.inf, -np.inf])
+    return keys, np.array(rows, widest()).reshape(len(keys), 5)
 
 
 def merge_group_stats(a: tuple[Any, ArrayLike], b: tuple[Any, ArrayLike]) -> tuple[Any, Array]:
@@ -239,7 +246,7 @@ def merge_group_stats(a: tuple[Any, ArrayLike], b: tuple[Any, ArrayLike]) -> tup
     numbers: dict[Any, int] = {}
     rows: list[Any] = []
     for keys, state in (a, b):
-        for key, row in zip(as_array(keys).tolist(), as_array(state).astype(np.longdouble), strict=True):
+        for key, row in zip(as_array(keys).tolist(), as_array(state).astype(widest()), strict=True):
             if key not in numbers:
                 numbers[key] = len(rows)
                 rows.append(row)
@@ -259,7 +266,7 @@ def merge_group_stats(a: tuple[Any, ArrayLike], b: tuple[Any, ArrayLike]) -> tup
     keys_a = as_array(a[0])
     merged = np.empty(len(numbers), keys_a.dtype)
     merged[:] = list(numbers)
-    return merged, np.array(rows, np.longdouble).reshape(len(rows), 5)
+    return merged, np.array(rows, widest()).reshape(len(rows), 5)
 
 
 @np.errstate(all="ignore")
@@ -287,7 +294,7 @@ def advantages_from_stats(
     o = _options(name, baseline, scale, ddof, eps, preset)
     if o.rule not in ("", "lone reward", "over mean"):
         raise ValueError(f"{name}: preset is {preset!r}, which needs all rewards of a group at once")
-    keys, state = as_array(stats[0]), as_array(stats[1]).astype(np.longdouble)
+    keys, state = as_array(stats[0]), as_array(stats[1]).astype(widest())
     own, number = _groups(name, groups, len(r))
     rows = {key: i for i, key in enumerate(keys.tolist())}
     for key in own.tolist():
@@ -305,12 +312,12 @@ def advantages_from_stats(
     if o.baseline != "none" or o.scale == "group" or o.rule == "over mean":
         a = np.where(constant, 0, a)
     if o.rule == "lone reward":
-        a = np.where(n == 1, r / (1 + np.longdouble(o.eps)) if o.scale == "group" else r, a)
+        a = np.where(n == 1, r / (1 + r.dtype.type(o.eps)) if o.scale == "group" else r, a)
     if o.scale == "batch":
         N = count.sum()
         centre = (count * mean).sum() / N
-        total = np.sqrt((m2 + count * (mean - centre) ** 2).sum() / (N - o.ddof))
-        a = a / (total + o.eps) if low.min() < high.max() and o.ddof < N else np.zeros_like(a)
+        spread = np.sqrt((m2 + count * (mean - centre) ** 2).sum() / (N - o.ddof))
+        a = a / (spread + o.eps) if low.min() < high.max() and o.ddof < N else np.zeros_like(a)
     a = np.where(np.isnan(r), 0, a)
     empty = count == 0
     table = np.stack([count, np.where(empty, NAN, mean), std, *np.where(empty, NAN, [low, high])], 1)

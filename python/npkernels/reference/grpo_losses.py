@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._grpo_types import AGGREGATES, IMPORTANCES, KLS, LEVELS, LOSSES, PolicyLoss, PolicyMetrics
-from ._common import Array, ArrayLike, BoolArray, as_array, as_index, check_shape, like, working
+from ._common import Array, ArrayLike, BoolArray, as_array, as_index, check_shape, like, total, working
 from .token_stats import token_log_probs, token_log_probs_vjp
 
 INF = np.inf
@@ -103,11 +103,11 @@ def _correction(name: str, gap: Array, kept: BoolArray, spans: list[slice], impo
     """What the loss of each token is multiplied by; gap = old_logp - sampler_logp."""
     mode, cap = ("sequence-mask", 3.0) if importance is None else importance
     _choice(name, "importance", mode, IMPORTANCES)
-    total = gap.copy()
+    summed = gap.copy()
     if mode.startswith("sequence"):
         for s in spans:
-            total[s] = gap[s].sum()
-    ratio = np.exp(total)
+            summed[s] = total(gap[s])
+    ratio = np.exp(summed)
     return np.minimum(ratio, cap) if mode.endswith("truncate") else np.where(ratio > cap, 0, ratio)
 
 
@@ -197,7 +197,7 @@ def policy_loss(
         log_rho, free = held, np.where((held == d) & (A != 0), 1, 0)
     if level == "sequence":
         log_rho = np.concatenate(
-            [np.full(m, log_rho[s].sum()) for m, s in zip(lengths, spans, strict=True)] or [d]
+            [np.full(m, total(log_rho[s])) for m, s in zip(lengths, spans, strict=True)] or [d]
         )
         log_rho = np.where(kept, log_rho / np.maximum(n, 1), 0)
     rho = np.exp(log_rho)
@@ -210,22 +210,23 @@ def policy_loss(
         c = _correction(name, gap, kept, spans, importance)
     if level == "sequence":
         for s in spans:
-            slope[s] = (c * slope * w)[s].sum() / max(kept[s].sum(), 1) * free[s]
+            slope[s] = total((c * slope * w)[s]) / max(kept[s].sum(), 1) * free[s]
         grad = slope + w * c * direct
     else:
         grad = w * c * (slope + direct)
-    total = (w * c * value)[kept].sum()
+    loss_sum = total((w * c * value)[kept])
+
+    def mean(x: npt.NDArray[Any]) -> Any:
+        return total(x[kept].astype(lp.dtype)) / lp.dtype.type(max(N, 1))
+
     kl_mean = None
     if ref_logp is not None:
         x = tokens(like(name, "ref_logp", ref_logp, shaped) - shaped, "ref_logp")
         kl_value, kl_slope = _kl(x, _choice(name, "kl", kl, KLS), kl_clamp)
-        kl_mean = kl_value[kept].sum() / max(N, 1)
+        kl_mean = mean(kl_value)
         if beta:
-            total = total + beta * (w * kl_value)[kept].sum()
+            loss_sum = loss_sum + beta * total((w * kl_value)[kept])
             grad = grad + beta * w * kl_slope
-
-    def mean(x: npt.NDArray[Any]) -> Any:
-        return x[kept].sum() / lp.dtype.type(max(N, 1))
 
     ratio, least, most = {
         "clip": (rho, 1 - low, 1 + high),
@@ -245,7 +246,7 @@ def policy_loss(
         entropy=None if entropy is None else mean(tokens(entropy, "entropy")),
     )
     dlogp = np.where(kept, grad, 0).reshape(shape) if return_grad else None
-    return PolicyLoss(loss=total, metrics=metrics, dlogp=dlogp)
+    return PolicyLoss(loss=loss_sum, metrics=metrics, dlogp=dlogp)
 
 
 @np.errstate(all="ignore")

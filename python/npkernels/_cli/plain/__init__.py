@@ -13,6 +13,20 @@ from npkernels._cli.plain.attention import (
     rotary_embedding,
     rotary_embedding_vjp,
 )
+from npkernels._cli.plain.grpo import (
+    advantages_from_stats,
+    beam_step,
+    discounted_returns,
+    gae,
+    group_advantages,
+    group_stats,
+    kl_divergence,
+    merge_group_stats,
+    pass_at_k,
+    policy_loss,
+    sample,
+    token_policy_loss,
+)
 from npkernels._cli.plain.softmax import (
     cross_entropy,
     entropy,
@@ -32,10 +46,17 @@ from npkernels._cli.plain.softmax import (
 )
 
 __all__ = [
+    "advantages_from_stats",
     "attention",
     "attention_weights",
+    "beam_step",
     "cross_entropy",
+    "discounted_returns",
     "entropy",
+    "gae",
+    "group_advantages",
+    "group_stats",
+    "kl_divergence",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -43,13 +64,18 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "merge_group_stats",
     "nll_loss",
+    "pass_at_k",
     "perplexity",
+    "policy_loss",
     "rotary_embedding",
     "rotary_embedding_vjp",
+    "sample",
     "softmax",
     "softmax_jvp",
     "softmax_vjp",
     "token_log_probs",
     "token_log_probs_vjp",
+    "token_policy_loss",
 ]
