@@ -23,6 +23,7 @@ using D = Vec<double>;
 constexpr int kPiece = 256;             // samples converted at a time
 constexpr int64_t kTaskSamples = 8192;  // of consecutive groups
 constexpr int64_t kFew = 512;           // samples of the groups that go through the passes together
+constexpr int64_t kShort = 32;          // samples of a group whose sums need no care
 constexpr int kStats = 5, kTransform = 3;
 enum { kCount, kMean, kSpread, kLow, kHigh };  // columns of stats; kSpread is m2, then the standard deviation
 enum { kFactor, kShift, kMultiplier };         // columns of transform
@@ -42,6 +43,13 @@ inline const double* as_doubles(const float* r, int n, double* buffer) {
   return buffer;
 }
 
+// A plain sum, enough for a few terms.
+struct ShortSum {
+  D sum = splat(0.0);
+  void add(D x) { sum = sum + x; }
+  double total() const { return sum_lanes(sum); }
+};
+
 template <class T>
 class Advantages {
  public:
@@ -52,7 +60,9 @@ class Advantages {
     const Groups& groups = call_.groups;
     const bool batch = call_.advantages && o_.scale == Scale::batch;
     if (groups.size > 0) {
-      over_groups([&](int64_t g) { extremes(g); }, [&](int64_t g) { deviations(g); },
+      const bool few = groups.size <= kShort;
+      over_groups([&](int64_t g) { few ? extremes<ShortSum>(g) : extremes<LaneSum<double>>(g); },
+                  [&](int64_t g) { few ? deviations<ShortSum>(g) : deviations<LaneSum<double>>(g); },
                   [&](int64_t g) {
                     if (call_.advantages && !batch) prepare(g, 0);
                   },
@@ -105,9 +115,10 @@ class Advantages {
   }
 
   // Pass 1 of consecutive samples; the column of the mean holds the sum.
+  template <class Total>
   void extremes(int64_t g) const {
     const D zero = splat(0.0);
-    LaneSum<double> sum;  // loses nothing: a mean near 0 would show it
+    Total sum;  // loses nothing: a mean near 0 would show it
     D low = splat(double(INFINITY)), high = splat(-double(INFINITY));
     int64_t counted = 0;
     over_pieces(g, [&](const double* x, int n) {
@@ -128,6 +139,7 @@ class Advantages {
   }
 
   // Pass 2 of consecutive samples.
+  template <class Total>
   void deviations(int64_t g) const {
     double* s = stats(g);
     const double f = transform(g)[kFactor] = factor(g);
@@ -135,7 +147,7 @@ class Advantages {
     mean = s[kCount] > 0 ? mean / s[kCount] : 0;
     const D centre = splat(mean), scale = splat(f), zero = splat(0.0);
     D rest = zero;
-    LaneSum<double> squares;
+    Total squares;
     over_pieces(g, [&](const double* x, int n) {
       for (int i = 0; i < n; i += kLanes<double>) {
         const D v = load_upto(x + i, n - i, double(NAN));

@@ -19,7 +19,8 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-constexpr int kPiece = 64;             // tokens between two additions in double
+constexpr int kPiece = 512;            // tokens between two additions in double
+constexpr int kGroup = 64;             // tokens whose terms are added first
 constexpr int64_t kTaskTokens = 8192;  // tokens per task, in whole sequences
 
 template <class T, template <class> class Surrogate>
@@ -111,54 +112,19 @@ class Policy {
     return select(there, q.A ? load_upto(q.A + t, end - t, T(0)) : splat(q.one_A), splat(T(0)));
   }
 
-  // Pass 2.
+  // Pass 2. Terms are added a few registers, then a piece, then a sequence at a time, the last in double.
   void losses(const Sequence& q, int64_t kept, double* sums) const {
     Sum total[kSums];
-    const V zero = splat(T(0)), one = splat(T(1));
     for (int64_t first = 0; first < q.length; first += kPiece) {
-      LaneSum<T> part[kSums];
+      LaneSum<T> piece[kSums];
       const int64_t end = smaller(q.length, first + kPiece);
-      for (int64_t t = first; t < end; t += kLanes<T>) {
-        const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
-        const V logp = select(there, load_upto(q.logp + t, end - t, T(0)), zero);
-        const V old = select(there, load_upto(q.old + t, end - t, T(0)), zero);
-        const V A = advantage(q, there, t, end), d = logp - old;
-        const V rho = o_.sequence_level ? splat(q.rho) : exp_any<T>(d);
-        Terms<T> l = Surrogate<T>::of(k_, rho, A, logp);
-        const Mask<T> idle = equal(A, zero);  // 0 whatever rho is
-        l.loss = select(idle, zero, l.loss);
-        l.slope = select(idle, zero, l.slope);
-        l.direct = select(idle, zero, l.direct);
-        V c = one;  // that of a whole sequence is multiplied last
-        if (q.sampler && !o_.importance_of_sequence) {
-          const V sampler = select(there, load_upto(q.sampler + t, end - t, T(0)), zero);
-          c = correction<T>(k_, old - sampler, T(o_.importance_cap));
-        }
-        part[kImportance].add(select(there, c, zero));
-        part[kLoss].add(c * l.loss);
-        part[kRatio].add(select(there, rho, zero));
-        part[kOldKl].add(d);
-        const V measured = k_.in_logs ? d : rho;
-        part[kClipLow].add(
-            select(greater(splat(k_.least), measured), select(greater(zero, A), one, zero), zero));
-        part[kClipHigh].add(
-            select(greater(measured, splat(k_.most)), select(greater(A, zero), one, zero), zero));
-        V grad = c * l.direct;
-        if (o_.sequence_level)
-          part[kSlope].add(c * l.slope);
-        else
-          grad = grad + c * l.slope;
-        grad = grad * splat(q.c);
-        if (q.ref) {
-          const V x = select(there, load_upto(q.ref + t, end - t, T(0)) - logp, zero);
-          const KlTerms<T> kl = kl_terms<T>(k_, x);
-          part[kKl].add(select(there, kl.value, zero));
-          if (o_.beta != 0) grad = fma(splat(k_.beta), kl.slope, grad);
-        }
-        if (q.entropy) part[kEntropy].add(select(there, load_upto(q.entropy + t, end - t, T(0)), zero));
-        if (q.grad) store_upto(q.grad + t, select(there, splat(q.w) * grad, zero), end - t);
+      for (int64_t t = first; t < end; t += kGroup) {
+        V part[kSums];
+        for (int i = 0; i < kSums; ++i) part[i] = splat(T(0));
+        add_terms(q, t, smaller(end, t + kGroup), part);
+        for (int i = 0; i < kSums; ++i) piece[i].add(part[i]);
       }
-      for (int i = 0; i < kSums; ++i) total[i].add(part[i].total());
+      for (int i = 0; i < kSums; ++i) total[i].add(piece[i].total());
     }
     for (int i = 0; i < kSums; ++i) sums[i] = total[i].value();
     if (q.whole) {  // n times what does not depend on logp, and the rest times the sum of logp
@@ -173,6 +139,48 @@ class Policy {
     sums[kLoss] *= q.exact_c;
     sums[kSlope] *= q.exact_c;
     sums[kImportance] *= q.exact_c;
+  }
+
+  void add_terms(const Sequence& q, int64_t first, int64_t end, V* part) const {
+    const V zero = splat(T(0)), one = splat(T(1)), scale = splat(q.w * q.c), kl_scale = splat(q.w * k_.beta);
+    for (int64_t t = first; t < end; t += kLanes<T>) {
+      const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
+      const V A = advantage(q, there, t, end);
+      const V given = select(there, load_upto(q.logp + t, end - t, T(0)), zero);
+      const V old = select(there, load_upto(q.old + t, end - t, T(0)), zero), d = given - old;
+      const V rho = o_.sequence_level ? splat(q.rho) : exp_any<T>(d);
+      const Mask<T> idle = equal(A, zero);  // no loss, whatever rho and logp are
+      const Terms<T> l = Surrogate<T>::of(k_, select(idle, one, rho), A, select(idle, zero, given));
+      V c = one;  // that of a whole sequence is multiplied last
+      if (q.sampler) {
+        const V sampler = select(there, load_upto(q.sampler + t, end - t, T(0)), zero);
+        if (!o_.importance_of_sequence) c = correction<T>(k_, old - sampler, T(o_.importance_cap));
+        part[kImportance] = part[kImportance] + select(there, c, zero);
+      }
+      part[kLoss] = part[kLoss] + c * l.loss;
+      part[kRatio] = part[kRatio] + select(there, rho, zero);
+      part[kOldKl] = part[kOldKl] + d;
+      const V measured = k_.in_logs ? d : rho;
+      const V below = select(greater(splat(k_.least), measured), one, zero);
+      const V above = select(greater(measured, splat(k_.most)), one, zero);
+      part[kClipLow] = part[kClipLow] + select(greater(zero, A), below, zero);
+      part[kClipHigh] = part[kClipHigh] + select(greater(A, zero), above, zero);
+      V grad = c * l.direct;
+      if (o_.sequence_level)
+        part[kSlope] = part[kSlope] + c * l.slope;
+      else
+        grad = grad + c * l.slope;
+      grad = grad * scale;
+      if (q.ref) {
+        const V x = select(there, load_upto(q.ref + t, end - t, T(0)) - given, zero);
+        const KlTerms<T> kl = kl_terms<T>(k_, x);  // 0 for x = 0
+        part[kKl] = part[kKl] + kl.value;
+        if (o_.beta != 0) grad = fma(kl_scale, kl.slope, grad);
+      }
+      if (q.entropy)
+        part[kEntropy] = part[kEntropy] + select(there, load_upto(q.entropy + t, end - t, T(0)), zero);
+      if (q.grad) store_upto(q.grad + t, select(there, grad, zero), end - t);
+    }
   }
 
   static double summed_logp(const Sequence& q) {
@@ -207,7 +215,8 @@ template <class T>
 void run_policy(const PolicyCall& call) {
   switch (call.options.surrogate) {
     case Surrogate::clip:
-      return Policy<T, ClipTerms>(call).run();
+      return bounded(call.options) ? Policy<T, BoundedClipTerms>(call).run()
+                                   : Policy<T, ClipTerms>(call).run();
     case Surrogate::cap:
     case Surrogate::range:
       return Policy<T, CapTerms>(call).run();

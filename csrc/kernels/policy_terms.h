@@ -53,6 +53,9 @@ struct PolicyConstants {
   }
 };
 
+// Whether the clip has more bounds than its range.
+inline bool bounded(const PolicyOptions& o) { return o.delta < INFINITY || o.dual_clip < INFINITY; }
+
 template <class T>
 struct Terms {
   Vec<T> loss, slope, direct;  // slope with respect to log rho; direct with respect to logp
@@ -63,21 +66,28 @@ inline Vec<T> within(Vec<T> x, T low, T high) {
   return min_of(splat(high), max_of(splat(low), x));
 }
 
-// -min(min(rho, delta) A, clip(rho) A), and at most -dual A where A < 0 (Schulman et al. 2017; Ye et al.
-// 2020).
+// -min(rho A, clip(rho) A) (Schulman et al. 2017).
 template <class T>
 struct ClipTerms {
   static Terms<T> of(const PolicyConstants<T>& k, Vec<T> rho, Vec<T> A, Vec<T>) {
+    const Vec<T> zero = splat(T(0)), free = rho * A, held = within(rho, k.low, k.high) * A;
+    const Mask<T> clipped = greater(free, held);
+    return {zero - select(clipped, held, free), select(clipped, zero, zero - free), zero};
+  }
+};
+
+// The same with min(rho, delta) in the first place, and at most -dual A where A < 0 (Ye et al. 2020).
+template <class T>
+struct BoundedClipTerms {
+  static Terms<T> of(const PolicyConstants<T>& k, Vec<T> rho, Vec<T> A, Vec<T> logp) {
     const Vec<T> zero = splat(T(0)), free = min_of(splat(k.delta), rho) * A,
                  held = within(rho, k.low, k.high) * A;
     const Mask<T> clipped = greater(free, held);
-    Vec<T> loss = zero - select(clipped, held, free);
-    Vec<T> slope = select(clipped, zero, select(greater(rho, splat(k.delta)), zero, zero - rho * A));
+    const Vec<T> loss = zero - select(clipped, held, free);
+    const Vec<T> slope = select(greater(rho, splat(k.delta)), zero, ClipTerms<T>::of(k, rho, A, logp).slope);
     const Vec<T> worst = select(greater(zero, A), zero - splat(k.dual) * A, splat(T(INFINITY)));
     const Mask<T> beyond = greater(loss, worst);
-    loss = select(beyond, worst, loss);
-    slope = select(beyond, zero, slope);
-    return {loss, slope, zero};
+    return {select(beyond, worst, loss), select(beyond, zero, select(clipped, zero, slope)), zero};
   }
 };
 

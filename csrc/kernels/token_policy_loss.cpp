@@ -100,7 +100,7 @@ struct With {
 void token_policy_loss(const TokenPolicyCall& call) {
   switch (call.options.surrogate) {
     case Surrogate::clip:
-      return With<ClipTerms>::run(call);
+      return bounded(call.options) ? With<BoundedClipTerms>::run(call) : With<ClipTerms>::run(call);
     case Surrogate::cap:
     case Surrogate::range:
       return With<CapTerms>::run(call);

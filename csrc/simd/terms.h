@@ -17,18 +17,20 @@ template <class T>
 inline Mask<T> kept_lanes(const uint8_t* mask, int64_t n) {
   constexpr int kN = kLanes<T>;
   typename BytesOf<kN>::type bytes;
-  alignas(64) uint8_t lanes[kN];
-  if (mask && n >= kN) {
+  if (n >= kN) {
+    if (!mask) return equal(splat(T(0)), splat(T(0)));
     memcpy(&bytes, mask, kN);
   } else {
+    uint8_t lanes[kN];
     for (int i = 0; i < kN; ++i) lanes[i] = i < n && (!mask || mask[i]);
     memcpy(&bytes, lanes, kN);
   }
   return greater(static_cast<Vec<T>>(__builtin_convertvector(bytes, Vec<T>)), splat(T(0)));
 }
 
-// exp(x) - 1 and exp(x) - 1 - x. With x = n ln 2 + r as in exp_bounded, n = 0 gives them as r + r^2 P(r) and
-// r^2 P(r), where nothing cancels.
+// exp(x) - 1 and exp(x) - 1 - x. With x = n ln 2 + r as in exp_bounded they are 2^n (exp(r) - 1) + (2^n - 1),
+// whose second part is exact, and for n = 0, where nothing cancels, r + r^2 P(r) and r^2 P(r). inf one unit
+// of x before exp(x) is.
 template <class T>
 struct ExpTerms {
   Vec<T> expm1, rest;
@@ -37,16 +39,16 @@ struct ExpTerms {
 template <class T>
 inline ExpTerms<T> exp_terms(Vec<T> x) {
   using K = ExpConstants<T>;
-  const Vec<T> bounded = min_of(splat(K::highest), max_of(splat(K::lowest), x));
+  const Vec<T> most = splat(K::highest - 1), bounded = min_of(most, max_of(splat(K::lowest), x));
   const Vec<T> n = round_even(bounded * splat(K::log2e));
   const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), bounded));
   Vec<T> p = splat(K::p[0]);
   for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
-  const Vec<T> square = r * r * p, one = splat(T(1)), sum = r + square;
-  const Vec<T> scale = mul_pow2(one, n), low = scale - one, high = mul_pow2(fma(r * r, p, r) + one, n) - one;
-  const Mask<T> near = equal(n, splat(T(0))), large = greater(n, splat(T(8)));
-  return {select(near, sum, select(large, high, fma(scale, sum, low))),
-          select(near, square, select(large, high - x, fma(scale, sum, low - x)))};
+  const Vec<T> square = r * r * p, sum = r + square, scale = mul_pow2(splat(T(1)), n);
+  const Vec<T> whole = scale - splat(T(1)), inf = splat(T(__builtin_inff()));
+  const Mask<T> near = equal(n, splat(T(0))), large = greater(x, most);
+  return {select(near, sum, select(large, inf, fma(scale, sum, whole))),
+          select(near, square, select(large, inf, fma(scale, sum, whole - x)))};
 }
 
 }  // namespace
