@@ -30,4 +30,11 @@ void rotary(const RotaryCall&);
 double probe_fma(int64_t steps);
 double probe_stream(const char* source, char* target, int64_t bytes, int kind);
 
+void group_advantages(const GroupCall&);
+void policy_loss(const PolicyCall&);
+void token_policy_loss(const TokenPolicyCall&);
+void scan(const ScanCall&);
+void beam_step(const BeamCall&);
+void sample(const SampleCall&);
+
 }  // namespace npkernels::NPK_ISA

@@ -28,6 +28,12 @@ const KernelTable table = {
     rotary,
     probe_fma,
     probe_stream,
+    group_advantages,
+    policy_loss,
+    token_policy_loss,
+    scan,
+    beam_step,
+    sample,
 };
 
 }  // namespace npkernels::NPK_ISA

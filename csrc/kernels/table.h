@@ -7,6 +7,13 @@
 
 namespace npkernels {
 
+struct GroupCall;
+struct PolicyCall;
+struct TokenPolicyCall;
+struct ScanCall;
+struct BeamCall;
+struct SampleCall;
+
 struct KernelTable {
   void (*softmax)(const RowCall&);
   void (*log_softmax)(const RowCall&);
@@ -32,6 +39,13 @@ struct KernelTable {
   void (*rotary)(const RotaryCall&);
   double (*probe_fma)(int64_t steps);
   double (*probe_stream)(const char* source, char* target, int64_t bytes, int kind);
+
+  void (*group_advantages)(const GroupCall&);
+  void (*policy_loss)(const PolicyCall&);
+  void (*token_policy_loss)(const TokenPolicyCall&);
+  void (*scan)(const ScanCall&);
+  void (*beam_step)(const BeamCall&);
+  void (*sample)(const SampleCall&);
 };
 
 // The table in use (csrc/dispatch.cpp).

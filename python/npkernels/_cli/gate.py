@@ -28,6 +28,7 @@ from npkernels import reference
 from npkernels._arrays import Array
 from npkernels._cli import plain
 from npkernels._cli.plain import sums
+from npkernels._grpo_types import GroupAdvantages
 
 FIRST, MOST = 4, 40  # orders of summation that are tried at once, and at most
 
@@ -94,6 +95,8 @@ class _Leaf:
 
     def allow(self, narrow: Array) -> None:
         """Take note of what the plain formula gave."""
+        if self.dtype.kind in "iub":  # exact
+            return
         errors = _errors(narrow, self.exact)
         self.plain_error = max(self.plain_error, float(errors[np.isfinite(errors)].max(initial=0.0)))
 
@@ -216,10 +219,14 @@ def arrays(result: Any) -> Iterator[tuple[str, Array]]:
     if isinstance(result, tuple):
         for i, part in enumerate(result):
             yield f"[{i}]", np.asarray(part)
+    elif isinstance(result, GroupAdvantages):
+        for name in result.arrays:
+            yield f".{name}", np.asarray(getattr(result, name))
     elif dataclasses.is_dataclass(result):
         for field in dataclasses.fields(result):
             if (part := getattr(result, field.name)) is not None:
-                yield f".{field.name}", np.asarray(part)
+                for place, array in arrays(part):
+                    yield f".{field.name}{place}", array
     else:
         yield "", np.asarray(result)
 

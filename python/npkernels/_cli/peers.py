@@ -14,6 +14,7 @@ import numpy as np
 
 from npkernels import TokenStats
 from npkernels._arrays import Array, is_bfloat16
+from npkernels._cli import peers_grpo
 from npkernels._cli.workloads import Call, Inputs, Workload
 
 
@@ -110,6 +111,8 @@ PEERS = {
             "cross_entropy": _torch_cross_entropy,
             "attention": _torch_attention,
             "rotary_embedding": _torch_rotary,
+            "policy_loss": peers_grpo.torch_policy_loss,
+            "token_policy_loss": peers_grpo.torch_token_policy_loss,
         },
     ),
     "scipy": Peer("scipy", {"softmax": _scipy_softmax, "log_softmax": _scipy_softmax}),

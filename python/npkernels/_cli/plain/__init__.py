@@ -9,6 +9,20 @@ specification is `npkernels.reference`.
 from npkernels._cli.plain.attention import attention, attention_weights, merge_attention
 from npkernels._cli.plain.attention_grads import attention_jvp, attention_vjp
 from npkernels._cli.plain.attention_varlen import attention_varlen, attention_varlen_vjp
+from npkernels._cli.plain.grpo import (
+    advantages_from_stats,
+    beam_step,
+    discounted_returns,
+    gae,
+    group_advantages,
+    group_stats,
+    kl_divergence,
+    merge_group_stats,
+    pass_at_k,
+    policy_loss,
+    sample,
+    token_policy_loss,
+)
 from npkernels._cli.plain.multi_head import multi_head_attention, multi_head_attention_vjp
 from npkernels._cli.plain.rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._cli.plain.softmax import (
@@ -30,14 +44,21 @@ from npkernels._cli.plain.softmax import (
 )
 
 __all__ = [
+    "advantages_from_stats",
     "attention",
     "attention_jvp",
     "attention_varlen",
     "attention_varlen_vjp",
     "attention_vjp",
     "attention_weights",
+    "beam_step",
     "cross_entropy",
+    "discounted_returns",
     "entropy",
+    "gae",
+    "group_advantages",
+    "group_stats",
+    "kl_divergence",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -45,15 +66,20 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "merge_group_stats",
     "multi_head_attention",
     "multi_head_attention_vjp",
     "nll_loss",
+    "pass_at_k",
     "perplexity",
+    "policy_loss",
     "rotary_embedding",
     "rotary_embedding_vjp",
+    "sample",
     "softmax",
     "softmax_jvp",
     "softmax_vjp",
     "token_log_probs",
     "token_log_probs_vjp",
+    "token_policy_loss",
 ]
