@@ -25,4 +25,10 @@ void rotary(const RotaryCall&);
 double probe_fma(int64_t steps);
 double probe_stream(const char* source, char* target, int64_t bytes, int kind);
 
+void step_linf(const PerturbCall&);
+void step_norms(const PerturbCall&);
+void momentum(const PerturbCall&);
+void random_in_ball(const PerturbCall&);
+void outside_bounds(const PerturbCall&);
+
 }  // namespace npkernels::NPK_ISA

@@ -9,6 +9,9 @@ const KernelTable table = {
     logsumexp_jvp,   token_log_probs,   token_log_probs_vjp, cross_entropy,
     attention,       attention_scratch, attention_tasks,     merge_attention,
     rotary,          probe_fma,         probe_stream,
+    // perturbation
+    step_linf,       step_norms,        momentum,            random_in_ball,
+    outside_bounds,
 };
 
 }  // namespace npkernels::NPK_ISA

@@ -1,7 +1,7 @@
 """The hot CPU kernels of reasoning models: NumPy arrays in and out, no deep-learning framework needed."""
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
-from npkernels import reference
+from npkernels import perturb, reference
 from npkernels._attention import (
     attention,
     attention_weights,
@@ -64,6 +64,7 @@ __all__ = [
     "nll_loss",
     "num_threads",
     "perplexity",
+    "perturb",
     "reference",
     "rotary_embedding",
     "rotary_embedding_vjp",

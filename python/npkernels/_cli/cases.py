@@ -49,9 +49,13 @@ def itemsize(dtype: str) -> int:
 
 def families() -> dict[str, dict[str, Cases]]:
     """Give the kernels of each family and what makes their cases."""
-    from npkernels._cli import cases_attention, cases_softmax
+    from npkernels._cli import cases_attention, cases_perturb, cases_softmax
 
-    return {"softmax": cases_softmax.KERNELS, "attention": cases_attention.KERNELS}
+    return {
+        "softmax": cases_softmax.KERNELS,
+        "attention": cases_attention.KERNELS,
+        "perturb": cases_perturb.KERNELS,
+    }
 
 
 def takes(kernel: str, dtype: np.dtype[Any]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ class Workload:
     def verify_peer(self, inputs: Inputs, result: Any) -> None:
         """Raise AssertionError unless another library's result means the same."""
         args, kwargs = self.rows(inputs)
-        wanted = gate.arrays(getattr(reference, self.kernel)(*args, **kwargs))
+        wanted = gate.arrays(attrgetter(self.kernel)(reference)(*args, **kwargs))
         tolerance = TOLERANCE[cases.itemsize(self.dtype)]
         for (place, want), (_, got) in zip(wanted, gate.arrays(self.part(result)), strict=True):
             error = np.abs(got.astype(np.float64) - want).max()

@@ -6,6 +6,7 @@ beside. They know the options of the functions, but not the special cases (rows 
 specification is `npkernels.reference`.
 """
 
+from npkernels._cli.plain import perturb
 from npkernels._cli.plain.attention import (
     attention,
     attention_weights,
@@ -45,6 +46,7 @@ __all__ = [
     "merge_attention",
     "nll_loss",
     "perplexity",
+    "perturb",
     "rotary_embedding",
     "rotary_embedding_vjp",
     "softmax",
