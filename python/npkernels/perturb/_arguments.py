@@ -60,7 +60,7 @@ def amount(function: str, name: str, value: Any, x: Array, norm: int) -> tuple[f
             f"{function}: {name} has shape {array.shape}; expected one number, or one for each sample, "
             f'{x.shape[:1]} (each entry its own only with norm "inf")'
         )
-    _check_broadcasts(function, name, array, x)
+    check_broadcasts(function, name, array, x)
     array = array.astype(compute_dtype(x.dtype), copy=False)
     return 0.0, array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
 
@@ -88,11 +88,12 @@ def _side(function: str, name: str, value: Any, x: Array) -> float | Array:
     array = floating(function, name, value)
     if array.ndim == 0:
         return float(array)
-    _check_broadcasts(function, name, array, x)
+    check_broadcasts(function, name, array, x)
     return array.astype(compute_dtype(x.dtype), copy=False)
 
 
-def _check_broadcasts(function: str, name: str, array: Array, x: Array) -> None:
+def check_broadcasts(function: str, name: str, array: Array, x: Array) -> None:
+    """Raise unless the array broadcasts to x."""
     try:
         np.broadcast_to(array, x.shape)
     except ValueError:

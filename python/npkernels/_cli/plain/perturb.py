@@ -82,7 +82,7 @@ def _onto_l1(x: Array, c: Array, eps: Array) -> Array:
 def _onto_l1_in_box(x: Array, c: Array, eps: Array, bounds: Any, moves: Array) -> Array:
     """The formula of the reference, in the dtype of x."""
     low, high = (np.broadcast_to(np.asarray(b, dtype=x.dtype), x.shape) for b in bounds)
-    return exact.onto_l1(x, c, np.broadcast_to(eps, x.shape), low, high, moves)
+    return np.asarray(exact.onto_l1(x, c, np.broadcast_to(eps, x.shape), low, high, moves))
 
 
 def _onto(x: Array, c: Array, eps: Any, norm: Any, bounds: Bounds, moves: Array) -> Array:
