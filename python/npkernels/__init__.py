@@ -1,7 +1,7 @@
 """The hot CPU kernels of reasoning models: NumPy arrays in and out, no deep-learning framework needed."""
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
-from npkernels import perturb, reference
+from npkernels import lipschitz, perturb, reference
 from npkernels._attention import (
     attention,
     attention_weights,
@@ -54,6 +54,7 @@ __all__ = [
     "get_include",
     "get_num_threads",
     "isa",
+    "lipschitz",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",

@@ -11,6 +11,7 @@ Examples
 array([0.5, 0.5])
 """
 
+from . import lipschitz as lipschitz
 from . import perturb as perturb
 from .attention import attention, attention_weights, merge_attention
 from .losses import cross_entropy, nll_loss
