@@ -1,63 +1,76 @@
-// The public functions of attention.h.
+// The public functions of attention.h, but for the derivatives.
 #include "npkernels/attention.h"
 
-#include <stdlib.h>
+#include <algorithm>
 
-#include "kernels/table.h"
-#include "npkernels/threads.h"
+#include "attention_plan.h"
 #include "rows.h"
 
 namespace npkernels {
 namespace {
 
-// Multiply-adds below which a second thread costs more than it brings.
-constexpr double kSerialWork = 500e3;
+// Tasks that a call should have so that threads share it evenly; with fewer, keys are looked at in parts of
+// at least kPart. Neither follows the number of threads, which must not change a bit.
+constexpr int64_t kTasks = 32, kPart = 256;
+
+// Cuts the keys of each task into parts.
+std::vector<AttentionTask> cut_keys(const std::vector<AttentionTask>& tasks, int64_t parts) {
+  std::vector<AttentionTask> cut;
+  for (const AttentionTask& task : tasks)
+    for (int64_t p = 0; p < parts; ++p) {
+      AttentionTask part = task;
+      const int64_t n = task.end - task.begin;
+      part.begin = task.begin + n * p / parts;
+      part.end = task.begin + n * (p + 1) / parts;
+      part.slot = static_cast<int64_t>(cut.size());
+      cut.push_back(part);
+    }
+  return cut;
+}
 
 }  // namespace
 
 bool attention(const Array& q, const Array& k, const Array& v, const AttentionOptions& options,
                const Array& out, void* lse) {
   AttentionCall call;
-  call.dtype = q.dtype;
-  call.batch = q.shape[0];
-  call.kv_heads = k.shape[1];
-  call.group = k.shape[1] ? q.shape[1] / k.shape[1] : 1;
-  call.queries = q.shape[2];
-  call.keys = k.shape[2];
-  call.dim = q.shape[3];
-  call.value_dim = v.shape[3];
-  call.q = static_cast<const char*>(q.data);
-  call.k = static_cast<const char*>(k.data);
-  call.v = static_cast<const char*>(v.data);
-  call.out = static_cast<char*>(out.data);
-  for (int i = 0; i < 3; ++i) {
-    call.q_stride[i] = q.strides[i];
-    call.k_stride[i] = k.strides[i];
-    call.v_stride[i] = v.strides[i];
-    call.out_stride[i] = out.strides[i];
-  }
-  for (int i = 0; i < 4; ++i) {
-    if (options.mask) call.mask_stride[i] = options.mask->strides[i];
-    if (options.bias) call.bias_stride[i] = options.bias->strides[i];
-  }
-  if (options.mask) call.mask = static_cast<const char*>(options.mask->data);
-  if (options.bias) call.bias = static_cast<const char*>(options.bias->data);
+  describe(call, q, k, v, options);
+  call.out = head_array(out);
   call.lse = lse;
-  call.scale = options.scale;
-  call.causal = options.causal;
-  call.offset = options.offset;
+  const std::vector<Sequence> all = sequences(q, k, options);
+  call.sequences = all.data();
 
-  const int64_t tasks = kernels().attention_tasks(call);
-  if (tasks == 0) return true;
-  const double work = double(call.batch) * call.kv_heads * call.group * call.queries * call.keys *
-                      (call.dim + call.value_dim);
-  call.workers = work < kSerialWork ? 1 : workers_for(tasks);
+  std::vector<AttentionTask> tasks = blocks_of(call, all, kernels().attention_block(call.dtype));
+  if (tasks.empty()) return true;
+  int64_t longest = 0, tallest = 0;
+  for (const AttentionTask& task : tasks) {
+    longest = std::max(longest, task.end - task.begin);
+    tallest = std::max(tallest, task.rows);
+  }
+  JoinCall join;
+  join.blocks = static_cast<int64_t>(tasks.size());
+  join.parts = std::min((kTasks + join.blocks - 1) / join.blocks, (longest + kPart - 1) / kPart);
+  Memory part_memory;
+  if (join.parts > 1) {
+    tasks = cut_keys(tasks, join.parts);
+    call.slot_rows = tallest;
+    const int64_t item = item_size(compute_dtype(call.dtype)),
+                  rows = static_cast<int64_t>(tasks.size()) * tallest;
+    part_memory = allocate(rows * (call.value_dim + 1) * item);
+    if (!part_memory) return false;
+    call.part_out = part_memory.get();
+    call.part_lse = part_memory.get() + rows * call.value_dim * item;
+  }
+  set_tasks(call, tasks, 2);
   call.scratch_bytes = (kernels().attention_scratch(call) + 63) / 64 * 64;
-  call.scratch =
-      static_cast<char*>(aligned_alloc(64, static_cast<size_t>(call.scratch_bytes) * call.workers));
-  if (!call.scratch) return false;
+  const Memory scratch = allocate(call.scratch_bytes * call.workers);
+  if (!scratch) return false;
+  call.scratch = scratch.get();
   kernels().attention(call);
-  free(call.scratch);
+  if (join.parts > 1) {
+    join.call = &call;
+    join.tasks = tasks.data();
+    kernels().attention_join(join);
+  }
   return true;
 }
 
@@ -65,17 +78,14 @@ void merge_attention(int parts, const Array* outs, const void* const* lses, cons
   MergeCall call;
   call.dtype = out.dtype;
   call.parts = parts;
-  RowOperand* operands = new RowOperand[parts];
-  RowArray* arrays = new RowArray[parts + 1];
-  arrays[0] = {&out, &call.out[0]};
-  for (int i = 0; i < parts; ++i) arrays[i + 1] = {&outs[i], &operands[i]};
-  make_rows(call, out.ndim - 1, arrays, parts + 1);
-  call.outs = operands;
+  std::vector<RowOperand> operands(static_cast<size_t>(parts));
+  std::vector<RowArray> arrays{{&out, &call.out[0]}};
+  for (int i = 0; i < parts; ++i) arrays.push_back({&outs[i], &operands[static_cast<size_t>(i)]});
+  make_rows(call, out.ndim - 1, arrays.data(), parts + 1);
+  call.outs = operands.data();
   call.lses = lses;
   call.lse = lse;
   kernels().merge_attention(call);
-  delete[] arrays;
-  delete[] operands;
 }
 
 void rotary_embedding(const Array& x, const Array& cos, const Array& sin, int64_t rotary_dim,

@@ -38,31 +38,42 @@ View operand(const npk_array* array, const char* name, const View* q) {
     check_dtype(view, q->dtype);
     require(view.ndim == q->ndim, NPK_BAD_SHAPE, name);
   } else {
-    require(view.dtype == DType::float32 || view.dtype == DType::float64, NPK_BAD_DTYPE, name);
+    check_floating(view);
     require(view.ndim >= 2 && view.ndim <= 4, NPK_BAD_SHAPE, name);
   }
   check_last_axis_contiguous(view);
   return view;
 }
 
+// One integer per entry of the batch, in [low, high]; null where it was not given.
+std::optional<View> per_entry(const npk_array* array, const char* name, int64_t batch, int64_t low,
+                              int64_t high) {
+  std::optional<View> view = optional_view(array, name);
+  if (!view) return view;
+  check_dtype(*view, DType::int64);
+  require(view->ndim == 1 && view->shape[0] == batch, NPK_BAD_SHAPE, name);
+  check_last_axis_contiguous(*view);
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t value = reinterpret_cast<const int64_t*>(view->data)[b];
+    require(value >= low && value <= high, NPK_BAD_VALUE, name);
+  }
+  return view;
+}
+
+const int64_t* integers(const std::optional<View>& view) {
+  return view ? reinterpret_cast<const int64_t*>(view->data) : nullptr;
+}
+
 // Key position of query 0 per batch; null where it is 0.
 class Offset {
  public:
-  Offset(const npk_attention_options& options, int64_t batch, int64_t queries, int64_t keys)
-      : given_(optional_view(options.q_offset, "q_offset")) {
-    if (given_) {
-      check_dtype(*given_, DType::int64);
-      require(given_->ndim == 1 && given_->shape[0] == batch, NPK_BAD_SHAPE, "q_offset");
-      check_last_axis_contiguous(*given_);
-      for (int64_t b = 0; b < batch; ++b)
-        require(get()[b] > -kFarthest && get()[b] < kFarthest, NPK_BAD_VALUE, "q_offset");
-    } else if (options.causal == NPK_CAUSAL_BOTTOM_RIGHT) {
-      own_.assign(static_cast<size_t>(batch), keys - queries);
-    }
+  Offset(const npk_attention_options& options, const std::optional<View>& lengths, int64_t batch,
+         int64_t queries, int64_t keys)
+      : given_(per_entry(options.q_offset, "q_offset", batch, 1 - kFarthest, kFarthest - 1)) {
+    if (given_ || options.causal != NPK_CAUSAL_BOTTOM_RIGHT) return;
+    for (int64_t b = 0; b < batch; ++b) own_.push_back((lengths ? integers(lengths)[b] : keys) - queries);
   }
-  const int64_t* get() const {
-    return given_ ? reinterpret_cast<const int64_t*>(given_->data) : own_.empty() ? nullptr : own_.data();
-  }
+  const int64_t* get() const { return given_ ? integers(given_) : own_.empty() ? nullptr : own_.data(); }
   const View* view() const { return pointer(given_); }
 
  private:
@@ -92,8 +103,28 @@ npk_status npk_attention(const npk_array* q, const npk_array* k, const npk_array
 
     require(isfinite(o.scale), NPK_BAD_VALUE, "scale");
     require(o.causal >= NPK_CAUSAL_NONE && o.causal <= NPK_CAUSAL_BOTTOM_RIGHT, NPK_BAD_VALUE, "causal");
-    require(o.reserved == 0, NPK_BAD_VALUE, "reserved");
-    const Offset offset(o, B, S, K);
+    require(o.windowed == 0 || o.windowed == 1, NPK_BAD_VALUE, "windowed");
+    const int64_t left = o.windowed ? o.window_left : -1, right = o.windowed ? o.window_right : -1;
+    require(left >= -1 && left < kFarthest, NPK_BAD_VALUE, "window_left");
+    require(right >= -1 && right < kFarthest, NPK_BAD_VALUE, "window_right");
+    require(isfinite(o.softcap) && o.softcap >= 0, NPK_BAD_VALUE, "softcap");
+    require(o.dropout_p >= 0 && o.dropout_p < 1, NPK_BAD_VALUE, "dropout_p");
+    const std::optional<View> lengths = per_entry(o.kv_lengths, "kv_lengths", B, 0, K);
+    const Offset offset(o, lengths, B, S, K);
+    const DType compute = npkernels::compute_dtype(query.dtype);
+    const std::optional<View> slopes = optional_view(o.alibi_slopes, "alibi_slopes"),
+                              sinks = optional_view(o.sinks, "sinks");
+    const int64_t per_head[2] = {B, Hq};
+    std::optional<Broadcast> slopes2;
+    if (slopes) {
+      check_dtype(*slopes, compute);
+      slopes2.emplace(*slopes, 2, per_head);
+    }
+    if (sinks) {
+      check_dtype(*sinks, compute);
+      require(sinks->ndim == 1 && sinks->shape[0] == Hq, NPK_BAD_SHAPE, "sinks");
+      check_last_axis_contiguous(*sinks);
+    }
     const std::optional<View> mask = optional_view(o.mask, "mask"), bias = optional_view(o.bias, "bias");
     if (mask) check_dtype(*mask, DType::boolean);
     if (bias) check_dtype(*bias, query.dtype);
@@ -103,18 +134,31 @@ npk_status npk_attention(const npk_array* q, const npk_array* k, const npk_array
     if (bias) bias4.emplace(*bias, 4, scores);
 
     const std::optional<View> norm = optional_view(lse, "lse");
-    if (norm) check_per_row(*norm, query, query.ndim - 1, query.dtype);
+    if (norm) check_per_row(*norm, query, query.ndim - 1, compute);
     const auto apart = [&](const View& written, const View* other) {
-      check_output(written, {}, {&query, &key, &value, pointer(mask), pointer(bias), offset.view(), other});
+      check_output(written, {},
+                   {&query, &key, &value, pointer(mask), pointer(bias), offset.view(), pointer(lengths),
+                    pointer(slopes), pointer(sinks), other});
     };
     apart(result, nullptr);
     if (norm) apart(*norm, &result);
 
-    const double scale = o.scale != 0 ? o.scale : D > 0 ? 1 / sqrt(double(D)) : 1;
-    const bool done = npkernels::attention(q4.array, k4.array, v4.array,
-                                           {scale, o.causal != NPK_CAUSAL_NONE, offset.get(),
-                                            mask4 ? &mask4->array : nullptr, bias4 ? &bias4->array : nullptr},
-                                           out4.array, norm ? norm->data : nullptr);
+    npkernels::AttentionOptions options;
+    options.scale = o.scale != 0 ? o.scale : D > 0 ? 1 / sqrt(double(D)) : 1;
+    options.softcap = o.softcap;
+    options.causal = o.causal != NPK_CAUSAL_NONE;
+    options.window_left = left;
+    options.window_right = right;
+    options.offset = offset.get();
+    options.kv_lengths = integers(lengths);
+    options.mask = mask4 ? &mask4->array : nullptr;
+    options.bias = bias4 ? &bias4->array : nullptr;
+    options.slopes = slopes2 ? &slopes2->array : nullptr;
+    options.sinks = sinks ? sinks->data : nullptr;
+    options.dropout_p = o.dropout_p;
+    options.dropout_seed = o.dropout_seed;
+    const bool done =
+        npkernels::attention(q4.array, k4.array, v4.array, options, out4.array, norm ? norm->data : nullptr);
     require(done, NPK_NO_MEMORY, "");
   });
 }

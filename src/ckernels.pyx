@@ -78,7 +78,8 @@ cdef int _attention(const Array* q, const Array* k, const Array* v, int causal, 
                     const Array* lse) except -1 nogil:
     cdef npk_array aq = view(q), ak = view(k), av = view(v), aout = view(out), alse = view(lse)
     cdef npk_attention_options options = npk_attention_options(
-        size=sizeof(npk_attention_options), scale=scale, causal=causal, reserved=0, q_offset=NULL, mask=NULL, bias=NULL)
+        size=sizeof(npk_attention_options), scale=scale, causal=causal, windowed=0, q_offset=NULL, mask=NULL, bias=NULL,
+        kv_lengths=NULL, alibi_slopes=NULL, sinks=NULL, window_left=-1, window_right=-1, softcap=0, dropout_p=0, dropout_seed=0)
     return done("attention", npk_attention(&aq, &ak, &av, &options, &aout, &alse))
 
 

@@ -67,10 +67,16 @@ class AttentionOptions(ctypes.Structure):
         ("size", ctypes.c_size_t),
         ("scale", ctypes.c_double),
         ("causal", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-        ("q_offset", ArrayPointer),
-        ("mask", ArrayPointer),
-        ("bias", ArrayPointer),
+        ("windowed", ctypes.c_int32),
+        *(
+            (name, ArrayPointer)
+            for name in ("q_offset", "mask", "bias", "kv_lengths", "alibi_slopes", "sinks")
+        ),
+        ("window_left", ctypes.c_int64),
+        ("window_right", ctypes.c_int64),
+        ("softcap", ctypes.c_double),
+        ("dropout_p", ctypes.c_double),
+        ("dropout_seed", ctypes.c_uint64),
     )
 
 

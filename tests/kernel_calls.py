@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,9 @@ MAPS = ("softmax", "log_softmax", "logsumexp", "entropy")
 VJPS = ("softmax_vjp", "log_softmax_vjp")
 JVPS = ("softmax_jvp", "log_softmax_jvp", "logsumexp_jvp")
 ROTARY = ("rotary_embedding", "rotary_embedding_vjp")
+ATTENTION = ("attention", "attention_vjp", "attention_jvp", "attention_weights")
+VARLEN = ("attention_varlen", "attention_varlen_vjp")
+LAYER = ("multi_head_attention", "multi_head_attention_vjp")
 NAMES = (
     *MAPS,
     *VJPS,
@@ -29,19 +33,12 @@ NAMES = (
     "cross_entropy",
     "nll_loss",
     "perplexity",
-    "attention",
-    "attention_weights",
+    *ATTENTION,
+    *VARLEN,
+    *LAYER,
     "merge_attention",
     *ROTARY,
 )
-WITHOUT_16_BIT = ("attention",)
-
-
-def pairs():
-    """Every function with every dtype that it takes."""
-    return [
-        (name, d) for name in NAMES for d in DTYPES if DTYPES[d].itemsize > 2 or name not in WITHOUT_16_BIT
-    ]
 
 
 @dataclasses.dataclass
@@ -75,11 +72,17 @@ class Call:
     def new_out(self, make=np.zeros):
         """Something to pass as `out`."""
         arrays = tuple(make(shape, dtype) for shape, dtype in self.outs)
-        return arrays if self.name in JVPS else arrays[0]
+        return arrays if len(arrays) > 1 else arrays[0]
 
 
 def make(name, n, dtype, rows=3, masked=True, seed=0):
     """Rows of length n (keys and head size for attention), with a mask where the function takes one."""
+    call = _make(name, n, dtype, rows, masked, seed)
+    takes_out = "out" in inspect.signature(getattr(npkernels, name)).parameters
+    return call if takes_out else dataclasses.replace(call, outs=())
+
+
+def _make(name, n, dtype, rows, masked, seed):
     dtype = DTYPES[dtype] if isinstance(dtype, str) else np.dtype(dtype)
     rng = np.random.default_rng(seed)
     row = np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -128,18 +131,44 @@ def make(name, n, dtype, rows=3, masked=True, seed=0):
         }
         return Call(name, (normal(2, rows, n), rng.integers(0, 8, rows)), tables, (((2, rows, n), dtype),))
     heads, keys, dim = 2, n, min(n, 129)
-    q, k, v = normal(1, 2 * heads, rows, dim), normal(1, heads, keys, dim), normal(1, heads, keys, dim)
-    options = {"mask": mask, "bias": normal(2 * heads, 1, keys)} if masked else {}
-    if name == "attention":
-        return Call(name, (q, k, v), options, ((q.shape, dtype),))
-    return Call(name, (q, k), options, (((1, 2 * heads, rows, keys), dtype),))
+    if name in LAYER:
+        size = 8
+        x, width = normal(2, rows, n), 2 * heads * size
+        weights = (normal(n, width), normal(n, width // 2), normal(n, width // 2), normal(width, n))
+        options = {"heads": 2 * heads, "kv_heads": heads}
+        options |= {"mask": rng.random((rows, rows)) < 0.8, "bo": normal(n)} if masked else {}
+        if name == "multi_head_attention":
+            return Call(name, (x, *weights), options, ((x.shape, dtype),))
+        return Call(name, (normal(*x.shape), x, *weights), options, ())
+    if name in VARLEN:
+        q, k, v = normal(rows, 2 * heads, dim), normal(keys, heads, dim), normal(keys, heads, dim)
+        starts = (np.array([0, 1, rows]), np.array([0, keys // 2, keys]))
+        lse = normal(2 * heads, rows, dtype=row) + row.type(9)
+    else:
+        q, k, v = normal(1, 2 * heads, rows, dim), normal(1, heads, keys, dim), normal(1, heads, keys, dim)
+        starts, lse = (), normal(1, 2 * heads, rows, dtype=row) + row.type(9)
+    options = {"sinks": normal(2 * heads, dtype=row)} if masked else {}
+    if masked and name in ATTENTION:
+        options |= {"mask": mask, "bias": normal(2 * heads, 1, keys)}
+    like_q, like_k = (q.shape, dtype), (k.shape, dtype)
+    if name == "attention_weights":
+        return Call(name, (q, k), options, (((1, 2 * heads, rows, keys), dtype),))
+    if name.endswith("_vjp"):
+        options |= {"dlse": normal(*lse.shape, dtype=row), "want_dsinks": True} if masked else {}
+        options |= {"want_dbias": True} if "bias" in options else {}
+        args = (normal(*q.shape), q, k, v, normal(*q.shape), lse, *starts)
+        return Call(name, args, options, (like_q, like_k, like_k))
+    if name == "attention_jvp":
+        tangents = (normal(*x.shape) for x in (q, k, v))
+        return Call(name, (q, k, v, *tangents), options, (like_q, like_q))
+    return Call(name, (q, k, v, *starts), options, (like_q,))
 
 
 def flat(result):
     """The arrays of any result, in order."""
-    if isinstance(result, npkernels.TokenStats):
+    if dataclasses.is_dataclass(result):
         result = dataclasses.astuple(result)
-    return [np.asarray(r) for r in (result if isinstance(result, tuple) else (result,))]
+    return [np.asarray(r) for r in (result if isinstance(result, tuple) else (result,)) if r is not None]
 
 
 def assert_same_bits(a, b):

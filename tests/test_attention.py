@@ -6,90 +6,17 @@ import numpy as np
 import pytest
 
 import npkernels
+from attention_rows import OPTIONS, ROWS, build, label, without_dropout
 from npkernels import reference
 from npkernels._cli import gate
+from npkernels._cli.pairwise import every_pair
 
 INF, NAN = np.inf, np.nan
 ISAS = npkernels.available_isas()
 
-OPTIONS = {
-    "heads": [(1, 1), (3, 3), (4, 2), (6, 1), (8, 1)],
-    "lengths": [(1, 1), (1, 300), (7, 5), (48, 48), (49, 127), (97, 129), (130, 31)],
-    "dims": [(1, 1), (8, 8), (17, 5), (64, 64), (40, 96), (129, 7)],
-    "mask": [None, "full", "keys", "queries", "heads", "dead rows"],
-    "bias": [None, "full", "keys", "-inf"],
-    "causal": [False, "top_left", "bottom_right", "offset", "offsets"],
-    "scale": [None, 0.3, 0.0, -0.7],
-    "layout": ["bhsd", "bshd", "reversed", "3d"],
-    "dtype": [np.float32, np.float64],
-}
 
-
-def pairwise(options):
-    """Rows of values in which every pair of values of two options occurs (greedy, seeded)."""
-    names = list(options)
-    wanted = {
-        (a, i, b, j)
-        for a, b in itertools.combinations(range(len(names)), 2)
-        for i in range(len(options[names[a]]))
-        for j in range(len(options[names[b]]))
-    }
-    rng = np.random.default_rng(0)
-    rows = []
-    while wanted:
-        best, most = None, -1
-        for _ in range(40):
-            row = [int(rng.integers(len(options[n]))) for n in names]
-            seed = next(iter(wanted))
-            row[seed[0]], row[seed[2]] = seed[1], seed[3]
-            hit = sum(
-                (a, row[a], b, row[b]) in wanted for a, b in itertools.combinations(range(len(names)), 2)
-            )
-            if hit > most:
-                best, most = row, hit
-        rows.append({n: options[n][i] for n, i in zip(names, best, strict=True)})
-        wanted -= {(a, best[a], b, best[b]) for a, b in itertools.combinations(range(len(names)), 2)}
-    return rows
-
-
-def build(row, seed=0):
-    """The arrays and options of one row."""
-    rng = np.random.default_rng(seed)
-    (q_heads, k_heads), (S, K), (D, Dv) = row["heads"], row["lengths"], row["dims"]
-    B = 2
-
-    def normal(heads, length, dim):
-        if row["layout"] == "bshd":
-            return rng.standard_normal((B, length, heads, dim)).astype(row["dtype"]).transpose(0, 2, 1, 3)
-        x = rng.standard_normal((B, heads, length, dim)).astype(row["dtype"])
-        return x[:, ::-1, ::-1] if row["layout"] == "reversed" else x
-
-    q, k, v = normal(q_heads, S, D), normal(k_heads, K, D), normal(k_heads, K, Dv)
-    options = {"scale": row["scale"]}
-    shapes = {"full": (B, q_heads, S, K), "keys": (B, 1, 1, K), "queries": (S, 1), "heads": (q_heads, 1, K)}
-    if row["mask"] == "dead rows":
-        options["mask"] = np.broadcast_to(rng.random((S, 1)) < 0.5, (S, K))
-    elif row["mask"]:
-        options["mask"] = rng.random(shapes[row["mask"]]) < 0.6
-    if row["bias"] == "-inf":
-        options["bias"] = np.where(rng.random((S, K)) < 0.4, -INF, 0).astype(row["dtype"])
-    elif row["bias"]:
-        options["bias"] = rng.standard_normal(shapes[row["bias"]]).astype(row["dtype"])
-    if row["causal"] == "offset":
-        options |= {"causal": "top_left", "q_offset": 3}
-    elif row["causal"] == "offsets":
-        options |= {"causal": "bottom_right", "q_offset": np.array([-2, K // 2])}
-    else:
-        options["causal"] = row["causal"]
-    if row["layout"] == "3d":
-        q, k, v = q[0], k[0], v[0]
-        options = {n: o[0] if isinstance(o, np.ndarray) and o.ndim == 4 else o for n, o in options.items()}
-        if row["causal"] == "offsets":
-            options["q_offset"] = options["q_offset"][:1]
-    return (q, k, v), options
-
-
-ROWS = pairwise(OPTIONS)
+def test_the_rows_hold_every_pair():
+    assert every_pair(ROWS, OPTIONS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
@@ -103,16 +30,19 @@ def test_options_with_one_another(row):
             target = np.full_like(result[0], 5)
             assert npkernels.attention(*qkv, out=target, **options) is target
         for verdict in expectation.judge(result):
-            assert verdict.passed, f"{isa}: {verdict.text}"
+            assert verdict.passed, f"{isa}, {label(row)}: {verdict.text}"
         assert np.array_equal(target, result[0])
     assert all(np.array_equal(a, b) for a, b in zip(before, qkv, strict=True))
 
 
-def test_the_rows_hold_every_pair():
-    names = list(OPTIONS)
-    for a, b in itertools.combinations(names, 2):
-        seen = {(repr(row[a]), repr(row[b])) for row in ROWS}
-        assert len(seen) == len(OPTIONS[a]) * len(OPTIONS[b])
+@pytest.mark.parametrize("row", ROWS[::2], ids=range(0, len(ROWS), 2))
+def test_weights_with_every_option(row):
+    (q, k, _), options = build(row)
+    options = without_dropout(options)
+    for verdict in gate.expect("attention_weights", q, k, **options).judge(
+        npkernels.attention_weights(q, k, **options)
+    ):
+        assert verdict.passed, f"{label(row)}: {verdict.text}"
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -144,18 +144,32 @@ def test_cross_entropy_by_default():
     assert np.isnan(loss)
 
 
-@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_attention(dtype):
     q = normal(2, 5, 4, 8, dtype=dtype).transpose(0, 2, 1, 3)  # (B, Hq, S, D) of a (B, S, Hq, D) array
     k, v = normal(2, 2, 7, 8, dtype=dtype), normal(2, 2, 7, 3, dtype=dtype)
     mask, bias, offset = normal(4, 5, 7) > -2, normal(7, dtype=dtype), np.array([3, -1])
-    out, lse = np.empty((2, 4, 5, 3), dtype), np.empty((2, 4, 5), dtype)
-    options = struct(AttentionOptions, scale=0.3, causal=TOP_LEFT, q_offset=offset, mask=mask, bias=bias)
+    out, lse = np.empty((2, 4, 5, 3), dtype), np.empty((2, 4, 5), compute(dtype))
+    shared = {"mask": mask, "bias": bias, "q_offset": offset, "scale": 0.3}
+    options = struct(AttentionOptions, causal=TOP_LEFT, **shared)
     assert call("attention", q, k, v, options, out, lse) == OK
-    kwargs = {"mask": mask, "bias": bias, "causal": "top_left", "q_offset": offset, "scale": 0.3}
-    wanted = npkernels.attention(q, k, v, return_lse=True, **kwargs)
+    wanted = npkernels.attention(q, k, v, return_lse=True, causal="top_left", **shared)
     same(out, wanted[0])
     same(lse, wanted[1])
+    shared |= {"kv_lengths": np.array([7, 4]), "alibi_slopes": abs(normal(4, dtype=compute(dtype)))}
+    shared |= {
+        "sinks": normal(4, dtype=compute(dtype)),
+        "softcap": 2.0,
+        "dropout_p": 0.3,
+        "dropout_seed": 2**64 - 1,
+    }
+    for windowed, window in ((0, None), (1, (2, 1))):
+        sides = {"window_left": 2, "window_right": 1}  # not looked at unless `windowed`
+        options = struct(AttentionOptions, windowed=windowed, **sides, **shared)
+        assert call("attention", q, k, v, options, out, lse) == OK
+        wanted = npkernels.attention(q, k, v, return_lse=True, window=window, **shared)
+        same(out, wanted[0])
+        same(lse, wanted[1])
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -252,8 +266,11 @@ def arguments_of(function):
             return inputs | {"loss": rows, "dlogits": np.zeros_like(x)}
         case "attention":
             q, k, v = normal(2, 4, 3, 8), normal(2, 2, 5, 8), normal(2, 2, 5, 6)
-            options = {"scale": 1.0, "causal": 1, "reserved": 0, "q_offset": np.array([0, 1])}
+            options = {"scale": 1.0, "causal": 1, "windowed": 1, "q_offset": np.array([0, 1])}
             options |= {"mask": np.ones((2, 4, 3, 5), np.bool_), "bias": normal(2, 4, 3, 5)}
+            options |= {"kv_lengths": np.array([5, 4]), "alibi_slopes": normal(2, 4), "sinks": normal(4)}
+            options |= {"window_left": 3, "window_right": -1, "softcap": 9.0}
+            options |= {"dropout_p": 0.1, "dropout_seed": 7}
             return {"q": q, "k": k, "v": v, **options, "out": normal(2, 4, 3, 6), "lse": normal(2, 4, 3)}
         case "merge_attention":
             return {"parts": 1, "outs": normal(3, 8), "lses": rows, "out": x, "lse": rows.copy()}
@@ -281,6 +298,7 @@ OUTPUTS = {
     "rotary_embedding": ["y"],
 }
 OPTIONAL = {"mask", "bias", "q_offset", "weight", "entropy", "log_prob", "sum_p2", "top1", "rank", "dlogits"}
+OPTIONAL |= {"kv_lengths", "alibi_slopes", "sinks"}
 STRUCTS = {"token_log_probs": TokenStats, "cross_entropy": CrossEntropyOptions, "attention": AttentionOptions}
 
 
@@ -447,8 +465,17 @@ def test_values_that_mean_nothing():
         expect_refused("attention", {"scale": scale}, BAD_VALUE)
     for causal in (-1, 3):
         expect_refused("attention", {"causal": causal}, BAD_VALUE)
-    for function in ("attention", "cross_entropy"):
-        expect_refused(function, {"reserved": 1}, BAD_VALUE)
+    expect_refused("cross_entropy", {"reserved": 1}, BAD_VALUE)
+    for name, values in {
+        "windowed": (-1, 2),
+        "window_left": (-2, 1 << 62),
+        "window_right": (-2, 1 << 62),
+        "softcap": (-1.0, INF, NAN),
+        "dropout_p": (-0.1, 1.0, NAN),
+        "kv_lengths": (np.array([5, 6]), np.array([-1, 2])),
+    }.items():
+        for value in values:
+            expect_refused("attention", {name: value}, BAD_VALUE)
     expect_refused("attention", {"q_offset": np.array([0, 1 << 62])}, BAD_VALUE)
     for parts in (0, -1):
         expect_refused("merge_attention", {"parts": parts}, BAD_VALUE)
@@ -471,14 +498,18 @@ def test_attention_shapes():
         "mask": [(2, 2, 3, 5), (3, 2), (1, 2, 4, 3, 5)],
         "bias": [(2, 2, 3, 5), (4,)],
         "q_offset": [(1,), (3,), ()],
+        "kv_lengths": [(1,), (3,), ()],
+        "alibi_slopes": [(3,), (2, 3), (2, 2, 4)],
+        "sinks": [(3,), (2, 4), ()],
     }.items():
         for wrong in shape:
             dtype = arguments_of("attention")[name].dtype
             expect_refused("attention", {name: np.zeros(wrong, dtype)}, BAD_SHAPE)
     for wrong in ((8,), (1, 2, 4, 3, 8)):
         expect_refused("attention", {"q": normal(*wrong)}, BAD_SHAPE)
-    for dtype in (np.float16, np.int64):
-        expect_refused("attention", {"q": normal(2, 4, 3, 8).astype(dtype)}, BAD_DTYPE)
+    for dtype in (np.float16, np.int64):  # k and v are float32
+        name = "q" if dtype == np.int64 else "k"
+        expect_refused("attention", {"q": normal(2, 4, 3, 8).astype(dtype)}, BAD_DTYPE, argument=name)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ PAIRS = [
     pytest.param(name, dtype, id=f"{name}-{dtype.name}")
     for name in KERNELS
     for dtype in cases.dtypes().values()
-    if cases.takes(name, dtype)
 ]
 
 

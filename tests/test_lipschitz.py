@@ -169,6 +169,53 @@ def test_the_softmax_is_a_contraction_by_half():
         assert float(b) <= 0.5
 
 
+@pytest.mark.parametrize("wrt", ["q", "k", "v", "kv", "qkv"])
+@pytest.mark.parametrize("options", [{}, {"causal": True, "scale": 0.7}])
+def test_attention_jacobian_norm_against_the_dense_jacobian(wrt, options):
+    q, k, v = np.random.default_rng(19).standard_normal((3, 1, 2, 4, 3))
+
+    def f(flat):
+        pieces = dict(zip(wrt, np.split(flat, len(wrt)), strict=True))
+        inputs = {"q": q, "k": k, "v": v} | {letter: p.reshape(q.shape) for letter, p in pieces.items()}
+        return nk.attention(**inputs, **options)
+
+    at = np.concatenate([{"q": q, "k": k, "v": v}[letter].reshape(-1) for letter in wrt])
+    jacobian = reference.lipschitz.jacobian_matrix(f, at)
+    b = lipschitz.attention_jacobian_norm(q, k, v, wrt=wrt, tol=1e-8, **options)
+    assert float(b) == pytest.approx(np.linalg.norm(jacobian, 2), rel=1e-7)
+    direction = (
+        b.direction if len(wrt) == 1 else np.concatenate([b.direction[letter].reshape(-1) for letter in wrt])
+    )
+    assert np.linalg.norm(jacobian @ direction.reshape(-1)) == pytest.approx(float(b), rel=1e-6)
+
+
+def test_attention_jacobian_norm_of_a_layer():
+    rng = np.random.default_rng(20)
+    w = rng.standard_normal((3, 5, 5))
+    x = rng.standard_normal((4, 5))
+    into = lambda d: [(d @ m)[None, None] for m in w]  # noqa: E731
+    back = lambda dq, dk, dv: sum(d[0, 0] @ m.T for d, m in zip((dq, dk, dv), w, strict=True))  # noqa: E731
+    jacobian = reference.lipschitz.jacobian_matrix(lambda z: nk.attention(*into(z), causal="top_left"), x)
+    b = lipschitz.attention_jacobian_norm(
+        *into(x), layer=(into, back), shape=x.shape, tol=1e-8, causal="top_left"
+    )
+    assert float(b) == pytest.approx(np.linalg.norm(jacobian, 2), rel=1e-7)
+    assert b.direction.shape == x.shape
+
+
+def test_attention_jacobian_norm_refuses():
+    q = np.ones((1, 1, 2, 3))
+    for options in (
+        {"wrt": "x"},
+        {"wrt": ""},
+        {"wrt": "qq"},
+        {"shape": (3,)},
+        {"wrt": "q", "layer": (1, 2), "shape": (3,)},
+    ):
+        with pytest.raises(ValueError, match=r"attention_jacobian_norm: (wrt|layer)"):
+            lipschitz.attention_jacobian_norm(q, q, q, **options)
+
+
 # --- local estimates
 
 

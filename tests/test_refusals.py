@@ -122,12 +122,6 @@ def test_mixed_dtypes(name):
     assert "float64" in message or "float32" in message
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_attention_names_a_dtype_it_does_not_have(dtype):
-    with pytest.raises(TypeError, match=f"^attention: q has dtype {dtype}; expected float32 or float64"):
-        npkernels.attention(**arguments("attention", dtype))
-
-
 # --- options
 
 

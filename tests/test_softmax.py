@@ -127,3 +127,14 @@ def test_strided_rows_have_the_bits_of_contiguous_ones(isa):
         assert np.array_equal(npkernels.logsumexp(x, axis=0), npkernels.logsumexp(rows))
         backwards = np.ascontiguousarray(rows[:, ::-1])
         assert np.array_equal(npkernels.softmax(rows[:, ::-1]), npkernels.softmax(backwards))
+
+
+@pytest.mark.parametrize("isa", npkernels.available_isas())
+def test_the_rank_is_that_of_the_logits_as_they_came(isa):
+    # Neighbouring numbers that one division makes equal: 3 * 2^-149 / 8 and 4 * 2^-149 / 8 both round to 0.
+    tiny = np.float32(2.0**-149)
+    logits = np.array([[3, 4, 5, 4, 1]], np.float32) * tiny
+    with npkernels.use_isa(isa):
+        t = npkernels.token_log_probs(logits, [0], temperature=8.0)
+    assert t.rank == [3]
+    assert t.top1 == [2]

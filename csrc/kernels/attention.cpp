@@ -1,411 +1,374 @@
-// Tiled attention: out = softmax(scale q k^T + bias) v without ever holding more than a tile of scores.
+// Tiled attention: out = softmax(scores) v without ever holding more than a tile of scores.
 //
-// Letters: S queries, K keys, D head size, Dv value head size, G query heads that share one key/value head.
-// The G * S query rows of one key/value head are taken in blocks, row r = s * G + g, so that neighbours share
-// their keys. Queries lie across the lanes of a register, everything else runs over registers and memory:
+// Letters: S queries, K keys, D head size, Dv value head size, G query heads that share one key head.
+// A task is a block of query rows of one key head and the keys that they see. Queries lie across the lanes of
+// a register (attention_block.h), everything else runs over registers and memory:
 //   qt  (D, block)      the block's queries, transposed once
-//   st  (tile, block)   scores of a tile of keys, then their weights
+//   st  (tile, group)   scores of a tile of keys with a group of lanes, then their weights
 //   ot  (Dv, block)     the output, transposed, unnormalised
-// so the maximum and sum over keys are lane-wise, keys and values are read where they lie (as broadcast
-// scalars), and nothing is packed. For each tile of keys
-//   1. st = k qt                                 (multiply<D>)
-//   2. scale, bias, masks                        (only where the tile needs them)
+// so the maximum and sum over keys are lane-wise, and keys and values are read as broadcast scalars where
+// they lie. For each tile of keys and each group of lanes
+//   1. st = k qt
+//   2. softcap, bias, masks                      (only where the tile needs them)
 //   3. m = max(m, st); st = exp(st - m); l += sum; ot *= exp(m before - m)    (online softmax)
-//   4. ot += v^T st                              (multiply_add)
+//   4. ot += v^T st
 // and at the end out = ot^T / l, lse = m + log(l).
+//
+// A block of few rows (decoding) would leave most lanes idle in the products. There the entries of D and Dv
+// lie across the lanes instead: q (rows, D), o (rows, Dv), and each key and value is read once for all rows.
+//
 // A weight of zero must contribute nothing even if its value is inf or NaN: a block whose output is not
 // finite is done again with step 4 choosing by weight (`careful`).
 #include <math.h>
 
+#include "attention_block.h"
 #include "kernels.h"
-#include "row_driver.h"
 
 namespace npkernels::NPK_ISA {
 namespace {
 
-constexpr int kBlockRegs = kRegisters >= 32 || kHasFma ? 3 : 2;  // registers across a block of queries
-constexpr int kTileRows = kRegisters >= 32 ? 8 : 4;  // rows of the register tile: 8 x 3, 4 x 3 or 4 x 2
-constexpr int64_t kTerms = 16;                       // terms of a score added one after another
-constexpr int kKeys = 128;                           // keys of a tile
-
-template <class T>
-constexpr int kBlock = kBlockRegs * kLanes<T>;
+constexpr int kFew = kLanes<float> / 2;  // rows up to which the entries of a head lie across the lanes
 
 // The scratch of one worker.
 template <class T>
 struct Scratch {
-  T *qt, *st, *ot, *extra;
+  T *q, *k, *v, *st, *room, *o, *m, *l, *nan;
   int64_t bytes;
 
-  Scratch(char* memory, int64_t dim, int64_t value_dim) {
+  Scratch(char* memory, const AttentionCall& call) {
     T* p = reinterpret_cast<T*>(memory);
-    qt = p;
-    st = qt + dim * kBlock<T>;
-    ot = st + kKeys * kBlock<T>;
-    extra = ot + value_dim * kBlock<T>;
-    bytes = (dim + value_dim + 2 * kKeys) * kBlock<T> * int64_t(sizeof(T));
+    const auto take = [&](int64_t n) {
+      T* const taken = p;
+      p += (n + 15) / 16 * 16;
+      return taken;
+    };
+    const int64_t dim = padded<T>(call.dim), value_dim = padded<T>(call.value_dim);
+    q = take(dim * kBlock<T>);
+    o = take(value_dim * kBlock<T>);
+    k = take(kKeys * dim);
+    v = take(kKeys * value_dim);
+    st = take(kKeys * kGroup<T>);
+    room = take(larger(2 * int64_t(kKeys) * kGroup<T>, larger(dim, value_dim) * kLanes<T>));
+    m = take(kBlock<T>);
+    l = take(kBlock<T>);
+    nan = take(kBlock<T>);
+    bytes = reinterpret_cast<char*>(p) - memory;
   }
 };
 
-// The block of queries that a task works on, and what each lane needs to know of its query.
 template <class T>
-struct Block {
-  int64_t batch, kv_head, first, rows;  // rows first .. first+rows-1 of the G * S
-  int regs;                             // registers in use
-  int64_t low, high;                    // key positions of the first and last query
-  int64_t position[kBlock<T>];
-  const char *mask[kBlock<T>], *bias[kBlock<T>];
-};
-
-// acc[m][n] = sum over i of a[m * a_row + i * a_step] * b[i * kBlock + n]: M scalars by N registers in
-// 'steps' steps.
-template <int M, int N, bool kAccumulate, class T>
-inline void multiply_tile(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t steps, T* c) {
-  Vec<T> acc[M][N];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[m][n] = splat(T(0));
-  for (int64_t i = 0; i < steps; ++i) {
-    Vec<T> bn[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) bn[n] = load(b + i * kBlock<T> + n * kLanes<T>);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const Vec<T> am = splat(a[m * a_row + i * a_step]);
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[m][n] = fma(am, bn[n], acc[m][n]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      T* to = c + m * kBlock<T> + n * kLanes<T>;
-      store(to, kAccumulate ? load(to) + acc[m][n] : acc[m][n]);
-    }
-}
-
-// c (rows, block) = or += a (rows, steps) b (steps, block), a by its strides.
-template <int N, bool kAccumulate, class T>
-inline void multiply(const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t rows, int64_t steps,
-                     T* c) {
-  int64_t m = 0;
-  for (; m + kTileRows <= rows; m += kTileRows)
-    multiply_tile<kTileRows, N, kAccumulate>(a + m * a_row, a_row, a_step, b, steps, c + m * kBlock<T>);
-  if (kTileRows > 4 && m + 4 <= rows) {
-    multiply_tile<4, N, kAccumulate>(a + m * a_row, a_row, a_step, b, steps, c + m * kBlock<T>);
-    m += 4;
-  }
-  for (; m < rows; ++m)
-    multiply_tile<1, N, kAccumulate>(a + m * a_row, a_row, a_step, b, steps, c + m * kBlock<T>);
-}
-
-// ot += v^T st, where a weight of zero leaves its lane alone.
-template <int N, class T>
-inline void multiply_add_careful(const T* v, int64_t v_row, const T* st, int64_t keys, int64_t value_dim,
-                                 T* ot) {
-  const Vec<T> zero = splat(T(0));
-  for (int64_t j = 0; j < keys; ++j)
-    for (int n = 0; n < N; ++n) {
-      const Vec<T> p = load(st + j * kBlock<T> + n * kLanes<T>);
-      const Mask<T> none = equal(p, zero);
-      for (int64_t d = 0; d < value_dim; ++d) {
-        T* o = ot + d * kBlock<T> + n * kLanes<T>;
-        store(o, select(none, load(o), fma(splat(v[j * v_row + d]), p, load(o))));
-      }
-    }
-}
-
-template <class T>
-class Attention {
+class Forward {
  public:
-  explicit Attention(const AttentionCall& call) : call_(call) {}
+  Forward(const AttentionCall& call, const AttentionTask& task, const Scratch<T>& scratch)
+      : call_(call),
+        task_(task),
+        scratch_(scratch),
+        block_(call, task),
+        k_(call.k, block_.sequence, task.kv_head, call.dim),
+        v_(call.v, block_.sequence, task.kv_head, call.value_dim),
+        few_(block_.rows <= kFew),
+        o_pitch_(padded<T>(call.value_dim)) {}
 
-  void run() const {
-    const int64_t rows = call_.queries * call_.group;
-    const int64_t blocks = (rows + kBlock<T> - 1) / kBlock<T>;
-    const int64_t tasks = call_.batch * call_.kv_heads * blocks;
-    parallel_tasks(
-        tasks, call_.workers,
-        [](void* self, int64_t task, int worker) {
-          static_cast<const Attention*>(self)->run_task(task, worker);
-        },
-        const_cast<Attention*>(this));
+  void run() {
+    if (few_)
+      for (int r = 0; r < block_.rows; ++r)
+        widen(block_.row(call_.q, r), call_.dtype, call_.dim, scratch_.q + r * padded<T>(call_.dim));
+    else
+      block_.load_transposed(call_.q, call_.dim, scratch_.q, scratch_.room);
+    attend(false);
+    if (!normalise()) {
+      attend(true);
+      normalise();
+    }
+    write();
   }
 
  private:
-  // Blocks of one head follow each other so that its keys stay in cache; late blocks first, causal ones are
-  // the longest.
-  void run_task(int64_t task, int worker) const {
-    const int64_t rows = call_.queries * call_.group;
-    const int64_t blocks = (rows + kBlock<T> - 1) / kBlock<T>;
-    Block<T> block;
-    const int64_t head = task / blocks;
-    block.batch = head / call_.kv_heads;
-    block.kv_head = head % call_.kv_heads;
-    block.first = (blocks - 1 - task % blocks) * kBlock<T>;
-    block.rows = smaller<int64_t>(kBlock<T>, rows - block.first);
-    block.regs = static_cast<int>((block.rows + kLanes<T> - 1) / kLanes<T>);
-    place(block);
-
-    Scratch<T> scratch(call_.scratch + worker * call_.scratch_bytes, call_.dim, call_.value_dim);
-    transpose_queries(block, scratch.qt);
-    if (!attend(block, scratch, false)) attend(block, scratch, true);
-  }
-
-  void place(Block<T>& block) const {
-    const int64_t offset = call_.offset ? call_.offset[block.batch] : 0;
-    for (int r = 0; r < kBlock<T>; ++r) {
-      const int64_t row =
-          block.first + smaller<int64_t>(r, block.rows - 1);  // idle lanes repeat the last row
-      const int64_t s = row / call_.group, head = block.kv_head * call_.group + row % call_.group;
-      block.position[r] = s + offset;
-      block.mask[r] = call_.mask + block.batch * call_.mask_stride[0] + head * call_.mask_stride[1] +
-                      s * call_.mask_stride[2];
-      block.bias[r] = call_.bias + block.batch * call_.bias_stride[0] + head * call_.bias_stride[1] +
-                      s * call_.bias_stride[2];
-    }
-    block.low = block.position[0];
-    block.high = block.position[kBlock<T> - 1];
-  }
-
-  const T* query(const Block<T>& block, int64_t r) const {
-    const int64_t s = (block.first + r) / call_.group, g = (block.first + r) % call_.group;
-    return reinterpret_cast<const T*>(call_.q + block.batch * call_.q_stride[0] +
-                                      (block.kv_head * call_.group + g) * call_.q_stride[1] +
-                                      s * call_.q_stride[2]);
-  }
-
-  void transpose_queries(const Block<T>& block, T* qt) const {
-    const int lanes = block.regs * kLanes<T>;
-    for (int r = 0; r < lanes; ++r) {
-      const T* q = query(block, smaller<int64_t>(r, block.rows - 1));
-      for (int64_t d = 0; d < call_.dim; ++d) qt[d * kBlock<T> + r] = q[d];
-    }
-  }
-
-  // False if the output is not finite and a value may have met a weight of zero: to be done again carefully.
-  bool attend(const Block<T>& block, const Scratch<T>& scratch, bool careful) const {
-    switch (block.regs) {
-      case 1:
-        return attend_regs<1>(block, scratch, careful);
-      case 2:
-        return attend_regs<2>(block, scratch, careful);
-      default:
-        return attend_regs<kBlockRegs>(block, scratch, careful);
-    }
-  }
-
-  template <int N>
-  bool attend_regs(const Block<T>& block, const Scratch<T>& scratch, bool careful) const {
-    const int64_t keys = call_.causal ? larger<int64_t>(0, smaller(call_.keys, block.high + 1)) : call_.keys;
-    const int64_t k_row = call_.k_stride[2] / int64_t(sizeof(T)),
-                  v_row = call_.v_stride[2] / int64_t(sizeof(T));
-    const T* k = reinterpret_cast<const T*>(call_.k + block.batch * call_.k_stride[0] +
-                                            block.kv_head * call_.k_stride[1]);
-    const T* v = reinterpret_cast<const T*>(call_.v + block.batch * call_.v_stride[0] +
-                                            block.kv_head * call_.v_stride[1]);
-    T *st = scratch.st, *ot = scratch.ot;
-    Vec<T> m[N], l[N], nan[N];
-    for (int n = 0; n < N; ++n) m[n] = splat(T(-INFINITY)), l[n] = splat(T(0)), nan[n] = splat(T(0));
-    for (int64_t d = 0; d < call_.value_dim; ++d)
-      for (int n = 0; n < N; ++n) store(ot + d * kBlock<T> + n * kLanes<T>, splat(T(0)));
-
-    for (int64_t first = 0; first < keys; first += kKeys) {
-      const int tile = static_cast<int>(smaller<int64_t>(kKeys, keys - first));
-      const Need need = classify(block, first, tile);
-      if (need == Need::nothing) continue;
-      multiply_scores<N>(k + first * k_row, k_row, scratch.qt, tile, st);
-      T scale = static_cast<T>(call_.scale);
-      if (need == Need::masking || call_.bias || !(scale > 0)) {
-        transform<N>(block, first, tile, need == Need::masking, scratch.extra, st);
-        scale = 1;
+  void attend(bool careful) {
+    clear();
+    for (int64_t from = block_.lowest; from < block_.highest; from += kKeys) {
+      const int n = static_cast<int>(smaller<int64_t>(kKeys, block_.highest - from));
+      const T *k = nullptr, *v = nullptr;  // brought in when the first group needs them
+      int64_t k_pitch = 0, v_pitch = 0;
+      for (int g = 0; g < block_.groups; ++g) {
+        const Group& group = block_.group[g];
+        int64_t first = from, end = from + n;
+        block_.clip(group, &first, &end);
+        if (first >= end) continue;
+        const Need need = block_.need(group, first, end);
+        if (need.nothing) continue;
+        if (!k) k = k_.rows(from, n, scratch_.k, &k_pitch), v = v_.rows(from, n, scratch_.v, &v_pitch);
+        with_registers(group.regs, [&](auto count) {
+          this->template tile<decltype(count)::value>(group, first, static_cast<int>(end - first), need,
+                                                      k + (first - from) * k_pitch, k_pitch,
+                                                      v + (first - from) * v_pitch, v_pitch, careful);
+        });
       }
-      if (careful) collect_nan<N>(tile, st, nan);
-      online_softmax<N>(tile, scale, st, m, l, ot);
-      if (careful)
-        multiply_add_careful<N>(v + first * v_row, v_row, st, tile, call_.value_dim, ot);
-      else
-        multiply<N, true>(v + first * v_row, 1, v_row, st, call_.value_dim, tile, ot);
     }
-    return finish<N>(block, m, l, nan, ot, careful);
   }
 
-  // st = k qt, the sum over D in pieces so that its rounding does not grow with D.
+  void clear() {
+    for (int r = 0; r < kBlock<T>; ++r) scratch_.m[r] = T(-INFINITY), scratch_.l[r] = 0, scratch_.nan[r] = 0;
+    const int64_t entries = few_ ? block_.rows * o_pitch_ : call_.value_dim * kBlock<T>;
+    memset(scratch_.o, 0, static_cast<size_t>(entries) * sizeof(T));
+  }
+
+  // Steps 1 to 4 for keys first .. first+n-1.
   template <int N>
-  void multiply_scores(const T* k, int64_t k_row, const T* qt, int tile, T* st) const {
-    multiply<N, false>(k, k_row, 1, qt, tile, smaller(call_.dim, kTerms), st);
-    for (int64_t d = kTerms; d < call_.dim; d += kTerms)
-      multiply<N, true>(k + d, k_row, 1, qt + d * kBlock<T>, tile, smaller(call_.dim - d, kTerms), st);
+  void tile(const Group& group, int64_t first, int n, const Need& need, const T* k, int64_t k_pitch,
+            const T* v, int64_t v_pitch, bool careful) {
+    T* const st = scratch_.st;
+    if (few_)
+      dot_rows(k, k_pitch, n, st);
+    else
+      multiply<N, Lies::by_rows, false>(k, k_pitch, scratch_.q + group.lane, int64_t(kBlock<T>), int64_t(n),
+                                        call_.dim, st, int64_t(kGroup<T>));
+    const T factor = block_.template adjust<N>(group, first, n, need, st, scratch_.room, nullptr);
+    if (careful) collect_nan<N>(group, n, st);
+    online_softmax<N>(group, n, factor, st);
+    if (call_.drop_below) {
+      block_.draw(group, first, n, scratch_.room);
+      Block<T>::template each<N>(n, st, [&](Vec<T> p, int j, int i) {
+        return p * load(scratch_.room + j * kGroup<T> + i * kLanes<T>);
+      });
+    }
+    if (few_)
+      add_rows(v, v_pitch, n, st, careful);
+    else if (careful)
+      multiply_careful<N, Lies::by_steps>(v, v_pitch, st, int64_t(kGroup<T>), call_.value_dim, int64_t(n),
+                                          scratch_.o + group.lane, int64_t(kBlock<T>));
+    else
+      multiply<N, Lies::by_steps, true>(v, v_pitch, st, int64_t(kGroup<T>), call_.value_dim, int64_t(n),
+                                        scratch_.o + group.lane, int64_t(kBlock<T>));
   }
 
-  enum class Need { nothing, all, masking };
-
-  // Which pairs of the tile are allowed: none, all, or some.
-  Need classify(const Block<T>& block, int64_t first, int tile) const {
-    const bool causal_mixed = call_.causal && block.low < first + tile - 1;
-    if (!call_.mask) return causal_mixed ? Need::masking : Need::all;
-    bool some = false, every = true;
-    for (int r = 0; r < block.rows && (every || !some); ++r) {
-      if (r > 0 && block.mask[r] == block.mask[r - 1]) continue;
-      const char* mask = block.mask[r] + first * call_.mask_stride[3];
-      int64_t allowed = 0;
-      if (call_.mask_stride[3] == 1)
-        for (int j = 0; j < tile; ++j) allowed += mask[j] != 0;
-      else
-        for (int j = 0; j < tile; ++j) allowed += mask[j * call_.mask_stride[3]] != 0;
-      some = some || allowed > 0;
-      every = every && allowed == tile;
-    }
-    if (!some) return Need::nothing;
-    return every && !causal_mixed ? Need::all : Need::masking;
-  }
-
-  // st = scale st + bias, then -inf where not allowed.
-  template <int N>
-  void transform(const Block<T>& block, int64_t first, int tile, bool masking, T* extra, T* st) const {
-    const Vec<T> scale = splat(static_cast<T>(call_.scale)), never = splat(T(-INFINITY)), zero = splat(T(0));
-    if (call_.bias) {
-      for (int r = 0; r < N * kLanes<T>; ++r)
-        for (int j = 0; j < tile; ++j)
-          memcpy(extra + j * kBlock<T> + r, block.bias[r] + (first + j) * call_.bias_stride[3], sizeof(T));
-    }
-    for (int j = 0; j < tile; ++j)
-      for (int n = 0; n < N; ++n) {
-        T* s = st + j * kBlock<T> + n * kLanes<T>;
-        store(s, fma(scale, load(s), call_.bias ? load(extra + j * kBlock<T> + n * kLanes<T>) : zero));
+  // st[j][r] = k[j] . q[r] for few rows; the other lanes repeat the last.
+  void dot_rows(const T* k, int64_t k_pitch, int n, T* st) const {
+    int r = 0;
+    const auto rows = [&](auto height) {
+      constexpr int R = decltype(height)::value;
+      for (; r + R <= block_.rows; r += R) {
+        int j = 0;
+        const auto keys = [&](auto width) {
+          constexpr int J = decltype(width)::value;
+          for (; j + J <= n; j += J) dot_tile<J, R>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
+        };
+        keys(Count<4>{});
+        keys(Count<1>{});
       }
-    if (!masking) return;
-    if (call_.mask) {
-      for (int r = 0; r < N * kLanes<T>; ++r)
-        for (int j = 0; j < tile; ++j)
-          if (!block.mask[r][(first + j) * call_.mask_stride[3]]) st[j * kBlock<T> + r] = T(-INFINITY);
+    };
+    rows(Count<2>{});
+    rows(Count<1>{});
+    for (int j = 0; j < n; ++j)
+      for (int i = block_.rows; i < kLanes<T>; ++i)
+        st[j * kGroup<T> + i] = st[j * kGroup<T> + block_.rows - 1];
+  }
+
+  template <int J, int R>
+  void dot_tile(const T* k, int64_t k_pitch, int row, T* st) const {
+    const int64_t q_pitch = padded<T>(call_.dim);
+    Vec<T> acc[J][R];
+    for (int j = 0; j < J; ++j)
+      for (int r = 0; r < R; ++r) acc[j][r] = splat(T(0));
+    for (int64_t d = 0; d < call_.dim; d += kLanes<T>) {
+      Vec<T> q[R];
+      for (int r = 0; r < R; ++r) q[r] = load(scratch_.q + (row + r) * q_pitch + d);
+      for (int j = 0; j < J; ++j) {
+        const Vec<T> key = load_upto(k + j * k_pitch + d, call_.dim - d, T(0));
+        for (int r = 0; r < R; ++r) acc[j][r] = fma(key, q[r], acc[j][r]);
+      }
     }
-    if (call_.causal) {
-      alignas(64) T last[kBlock<T>];  // the last allowed key of each lane, counted from the tile's first
-      for (int r = 0; r < N * kLanes<T>; ++r)
-        last[r] = static_cast<T>(smaller<int64_t>(kKeys, larger<int64_t>(-1, block.position[r] - first)));
-      for (int j = 0; j < tile; ++j)
-        for (int n = 0; n < N; ++n) {
-          T* s = st + j * kBlock<T> + n * kLanes<T>;
-          store(s, select(greater(splat(static_cast<T>(j)), load(last + n * kLanes<T>)), never, load(s)));
+    for (int j = 0; j < J; ++j)
+      for (int r = 0; r < R; ++r) st[j * kGroup<T> + r] = static_cast<T>(sum_lanes(acc[j][r]));
+  }
+
+  // o[r] += sum over j of st[j][r] v[j] for few rows, four values at a time.
+  void add_rows(const T* v, int64_t v_pitch, int n, const T* st, bool careful) {
+    int j = 0;
+    const auto values = [&](auto width) {
+      constexpr int J = decltype(width)::value;
+      for (; j + J <= n; j += J)
+        for (int r = 0; r < block_.rows; ++r) {
+          Vec<T> p[J];
+          for (int i = 0; i < J; ++i) p[i] = splat(st[(j + i) * kGroup<T> + r]);
+          T* const o = scratch_.o + r * o_pitch_;
+          for (int64_t d = 0; d < call_.value_dim; d += kLanes<T>) {
+            Vec<T> acc = load(o + d);
+            for (int i = 0; i < J; ++i) {
+              const Vec<T> value = load_upto(v + (j + i) * v_pitch + d, call_.value_dim - d, T(0));
+              const Vec<T> sum = fma(p[i], value, acc);
+              acc = careful ? select(equal(p[i], splat(T(0))), acc, sum) : sum;
+            }
+            store(o + d, acc);
+          }
         }
-    }
+    };
+    values(Count<4>{});
+    values(Count<1>{});
   }
 
-  // Raises m to the tile's maximum, turns scores into weights exp(scale st - m), adds them to l, rescales
+  // Raises m to the tile's maximum, turns scores into weights exp(factor st - m), adds them to l, rescales
   // what is there.
   template <int N>
-  void online_softmax(int tile, T scale, T* st, Vec<T>* m, Vec<T>* l, T* ot) const {
-    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1)), factor = splat(scale);
-    Vec<T> top[N], shift[N], sum[N];
+  void online_softmax(const Group& group, int n, T factor, T* st) {
+    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1)), scale = splat(factor);
+    T *const m = scratch_.m + group.lane, *const l = scratch_.l + group.lane;
+    Vec<T> top[N], shift[N], sum[N], shrink[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) top[n] = lowest, sum[n] = zero;
-    for (int j = 0; j < tile; ++j)
+    for (int i = 0; i < N; ++i) top[i] = lowest, sum[i] = zero;
+    for (int j = 0; j < n; ++j)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) top[n] = max_of(load(st + j * kBlock<T> + n * kLanes<T>), top[n]);
+      for (int i = 0; i < N; ++i) top[i] = max_of(load(st + j * kGroup<T> + i * kLanes<T>), top[i]);
     bool rescale = false;
-    Vec<T> shrink[N];
-    for (int n = 0; n < N; ++n) {
-      const Vec<T> raised = max_of(top[n] * factor, m[n]);
-      shift[n] = select(equal(raised, lowest), zero, raised);  // nothing allowed yet: exp(-inf - 0) = 0
-      shrink[n] = exp_negative<T>(m[n] - shift[n]);
-      rescale = rescale || any(greater(one, shrink[n]));
-      m[n] = raised;
+    for (int i = 0; i < N; ++i) {
+      const Vec<T> before = load(m + i * kLanes<T>), raised = max_of(top[i] * scale, before);
+      shift[i] = select(equal(raised, lowest), zero, raised);  // nothing allowed yet: exp(-inf - 0) = 0
+      shrink[i] = exp_negative<T>(before - shift[i]);
+      rescale = rescale || any(greater(one, shrink[i]));
+      store(m + i * kLanes<T>, raised);
     }
-    for (int j = 0; j < tile; ++j)
+    for (int j = 0; j < n; ++j)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) {
-        T* s = st + j * kBlock<T> + n * kLanes<T>;
-        const Vec<T> p = exp_any<T>(fma(factor, load(s), zero - shift[n]));
-        sum[n] = sum[n] + p;
+      for (int i = 0; i < N; ++i) {
+        T* s = st + j * kGroup<T> + i * kLanes<T>;
+        const Vec<T> p = exp_weight<T>(fma(scale, load(s), zero - shift[i]));
+        sum[i] = sum[i] + p;
         store(s, p);
       }
-    for (int n = 0; n < N; ++n) l[n] = fma(l[n], shrink[n], sum[n]);
+    for (int i = 0; i < N; ++i) store(l + i * kLanes<T>, fma(load(l + i * kLanes<T>), shrink[i], sum[i]));
     if (!rescale) return;
+    if (few_) {
+      alignas(64) T by[kLanes<T>];
+      store(by, shrink[0]);
+      for (int r = 0; r < block_.rows; ++r)
+        for (int64_t d = 0; d < o_pitch_; d += kLanes<T>)
+          store(scratch_.o + r * o_pitch_ + d, load(scratch_.o + r * o_pitch_ + d) * splat(by[r]));
+      return;
+    }
     for (int64_t d = 0; d < call_.value_dim; ++d)
-      for (int n = 0; n < N; ++n) {
-        T* o = ot + d * kBlock<T> + n * kLanes<T>;
-        store(o, load(o) * shrink[n]);
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) {
+        T* o = scratch_.o + group.lane + d * kBlock<T> + i * kLanes<T>;
+        store(o, load(o) * shrink[i]);
       }
   }
 
   // nan = NaN in the lanes that have a NaN among their scores.
   template <int N>
-  void collect_nan(int tile, const T* st, Vec<T>* nan) const {
-    for (int j = 0; j < tile; ++j)
-      for (int n = 0; n < N; ++n) {
-        const Vec<T> s = load(st + j * kBlock<T> + n * kLanes<T>);
-        nan[n] = select(not_nan(s), nan[n], s);
+  void collect_nan(const Group& group, int n, const T* st) {
+    for (int j = 0; j < n; ++j)
+      for (int i = 0; i < N; ++i) {
+        const Vec<T> s = load(st + j * kGroup<T> + i * kLanes<T>);
+        T* nan = scratch_.nan + group.lane + i * kLanes<T>;
+        store(nan, select(not_nan(s), load(nan), s));
       }
   }
 
-  // out = ot^T / l, lse = m + log(l). With a score of +inf the sum is NaN (inf - inf) but lse is +inf, unless
-  // there is a NaN.
-  template <int N>
-  bool finish(const Block<T>& block, const Vec<T>* m, const Vec<T>* l, const Vec<T>* nan, T* ot,
-              bool careful) const {
-    const Vec<T> zero = splat(T(0)), one = splat(T(1));
-    Vec<T> inverse[N], spoilt[N];
-    for (int n = 0; n < N; ++n) {
-      inverse[n] = select(equal(l[n], zero), zero, one / l[n]);
-      spoilt[n] = zero;
-    }
-    for (int64_t d = 0; d < call_.value_dim; ++d)
-      for (int n = 0; n < N; ++n) {
-        T* o = ot + d * kBlock<T> + n * kLanes<T>;
-        const Vec<T> y = load(o) * inverse[n];
-        spoilt[n] = spoilt[n] + (y - y);  // 0, or NaN if y is not finite
-        store(o, y);
+  // o = o / l. False if it is not finite, which a value that met a weight of zero may have done.
+  bool normalise() {
+    const Vec<T> zero = splat(T(0));
+    Vec<T> spoilt = zero;  // 0, or NaN if something is not finite
+    if (few_) {
+      for (int r = 0; r < block_.rows; ++r) {
+        const Vec<T> inverse = splat(scratch_.l[r] == 0 ? T(0) : 1 / scratch_.l[r]);
+        for (int64_t d = 0; d < o_pitch_; d += kLanes<T>) {
+          const Vec<T> y = load(scratch_.o + r * o_pitch_ + d) * inverse;
+          spoilt = spoilt + (y - y);
+          store(scratch_.o + r * o_pitch_ + d, y);
+        }
       }
-    bool finite = true;
-    for (int n = 0; n < N; ++n) finite = finite && count(equal(spoilt[n], zero)) == kLanes<T>;
-    if (!finite && !careful) return false;
+    } else {
+      const Group& last = block_.group[block_.groups - 1];
+      for (int lane = 0; lane < last.lane + last.regs * kLanes<T>; lane += kLanes<T>) {
+        const Vec<T> l = load(scratch_.l + lane), inverse = select(equal(l, zero), zero, splat(T(1)) / l);
+        for (int64_t d = 0; d < call_.value_dim; ++d) {
+          T* o = scratch_.o + d * kBlock<T> + lane;
+          const Vec<T> y = load(o) * inverse;
+          spoilt = spoilt + (y - y);
+          store(o, y);
+        }
+      }
+    }
+    return count(equal(spoilt, zero)) == kLanes<T>;
+  }
 
-    alignas(64) T top[kBlock<T>], sum[kBlock<T>], spoil[kBlock<T>];
-    for (int n = 0; n < N; ++n) {
-      store(top + n * kLanes<T>, m[n]);
-      store(sum + n * kLanes<T>, l[n]);
-      store(spoil + n * kLanes<T>, nan[n]);
-    }
-    for (int r = 0; r < block.rows; ++r) {
-      const int64_t s = (block.first + r) / call_.group;
-      const int64_t head = block.kv_head * call_.group + (block.first + r) % call_.group;
-      T* out = reinterpret_cast<T*>(call_.out + block.batch * call_.out_stride[0] +
-                                    head * call_.out_stride[1] + s * call_.out_stride[2]);
-      for (int64_t d = 0; d < call_.value_dim; ++d) out[d] = ot[d * kBlock<T> + r];
-      if (call_.lse) {
-        const int64_t heads = call_.kv_heads * call_.group;
-        T lse = static_cast<T>(double(top[r]) + ::log(double(sum[r])));
-        if (sum[r] == 0) lse = T(-INFINITY);
-        if (top[r] == T(INFINITY)) lse = top[r] + spoil[r];
-        static_cast<T*>(call_.lse)[(block.batch * heads + head) * call_.queries + s] = lse;
+  // lse = m + log(l). With a score of +inf the sum is NaN (inf - inf) but lse is +inf, unless there is a NaN.
+  T lse(int r) const {
+    const T top = scratch_.m[r], sum = scratch_.l[r];
+    if (top == T(INFINITY)) return top + scratch_.nan[r];
+    return sum == 0 ? T(-INFINITY) : static_cast<T>(double(top) + ::log(double(sum)));
+  }
+
+  void write() {
+    if (task_.slot >= 0) return write_part();
+    if (call_.sinks) {  // exp(sink) joins the denominator
+      for (int r = 0; r < block_.rows; ++r) {
+        const double sink = static_cast<const T*>(call_.sinks)[block_.head[r]], before = lse(r);
+        const double top = before > sink ? before : sink;
+        const double both =
+            isinf(top) || top != top ? top : top + ::log(::exp(before - top) + ::exp(sink - top));
+        const T share = sink == -double(INFINITY) ? T(1) : static_cast<T>(::exp(before - both));
+        for (int64_t d = 0; d < call_.value_dim; ++d)
+          scratch_.o[few_ ? r * o_pitch_ + d : d * kBlock<T> + r] *= share;
+        scratch_.m[r] = static_cast<T>(before == before ? both : before);
+        scratch_.l[r] = scratch_.m[r] == T(-INFINITY) ? 0 : 1;
       }
     }
-    return true;
+    if (few_)
+      for (int r = 0; r < block_.rows; ++r)
+        narrow(scratch_.o + r * o_pitch_, call_.value_dim, call_.dtype, block_.row(call_.out, r));
+    else
+      block_.store_transposed(scratch_.o, call_.value_dim, call_.out, scratch_.room);
+    if (!call_.lse) return;
+    for (int r = 0; r < block_.rows; ++r) static_cast<T*>(call_.lse)[block_.index(r)] = lse(r);
+  }
+
+  // Partial results go to the slot of the task, row by row in T.
+  void write_part() {
+    T* const out = reinterpret_cast<T*>(call_.part_out) + task_.slot * call_.slot_rows * call_.value_dim;
+    T* const norm = reinterpret_cast<T*>(call_.part_lse) + task_.slot * call_.slot_rows;
+    for (int r = 0; r < block_.rows; ++r) {
+      for (int64_t d = 0; d < call_.value_dim; ++d)
+        out[r * call_.value_dim + d] = scratch_.o[few_ ? r * o_pitch_ + d : d * kBlock<T> + r];
+      norm[r] = lse(r);
+    }
   }
 
   const AttentionCall& call_;
+  const AttentionTask& task_;
+  const Scratch<T>& scratch_;
+  Block<T> block_;
+  KeyRows<T> k_, v_;
+  bool few_;
+  int64_t o_pitch_;
 };
+
+template <class T>
+void run(const AttentionCall& call) {
+  parallel_tasks(
+      call.task_count, call.workers,
+      [](void* context, int64_t task, int worker) {
+        const auto& c = *static_cast<const AttentionCall*>(context);
+        const Scratch<T> scratch(c.scratch + worker * c.scratch_bytes, c);
+        Forward<T>(c, c.tasks[task], scratch).run();
+      },
+      const_cast<AttentionCall*>(&call));
+}
 
 }  // namespace
 
-int64_t attention_scratch(const AttentionCall& call) {
-  if (call.dtype == DType::float64) return Scratch<double>(nullptr, call.dim, call.value_dim).bytes;
-  return Scratch<float>(nullptr, call.dim, call.value_dim).bytes;
-}
+int64_t attention_block(DType dtype) { return dtype == DType::float64 ? kBlock<double> : kBlock<float>; }
 
-int64_t attention_tasks(const AttentionCall& call) {
-  const int64_t block = call.dtype == DType::float64 ? kBlock<double> : kBlock<float>;
-  return call.batch * call.kv_heads * ((call.queries * call.group + block - 1) / block);
+int64_t attention_scratch(const AttentionCall& call) {
+  return call.dtype == DType::float64 ? Scratch<double>(nullptr, call).bytes
+                                      : Scratch<float>(nullptr, call).bytes;
 }
 
 void attention(const AttentionCall& call) {
   if (call.dtype == DType::float64)
-    Attention<double>(call).run();
+    run<double>(call);
   else
-    Attention<float>(call).run();
+    run<float>(call);
 }
 
 }  // namespace npkernels::NPK_ISA

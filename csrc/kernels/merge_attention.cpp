@@ -1,11 +1,8 @@
-// Joining partial attention results over disjoint keys. Per row: m the largest lse_i,
-//   Z = sum exp(lse_i - m),  lse = m + log Z,  out = sum w_i out_i with w_i = exp(lse_i - m) / Z.
-// (exp(lse_i - lse) is the same, but has the rounding error of lse, which is large far from zero.)
-// A part with lse_i = -inf saw no key and is not read.
-#include <math.h>
-
+// Joining partial attention results over disjoint keys, row by row: out = sum of the parts' results by their
+// shares (shares.h). A part with lse = -inf saw no key and is not read.
 #include "kernels.h"
 #include "row_driver.h"
+#include "shares.h"
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -30,16 +27,8 @@ class Merge {
   T lse(int part, int64_t row) const { return static_cast<const T*>(call_.lses[part])[row]; }
 
   void merge_row(int64_t row) const {
-    double m = -INFINITY, sum = 0;
-    for (int i = 0; i < call_.parts; ++i) {
-      const double x = lse(i, row);
-      if (x > m || x != x) m = x;
-    }
-    const double shift = m == -double(INFINITY) ? 0 : m;
-    const auto share = [&](int i) { return ::exp(double(lse(i, row)) - shift); };
-    for (int i = 0; i < call_.parts; ++i) sum += share(i);
-    const double total = isinf(m) ? m : m + ::log(sum);
-    static_cast<T*>(call_.lse)[row] = static_cast<T>(total);
+    const Shares shares(call_.parts, [&](int64_t part) { return lse(static_cast<int>(part), row); });
+    static_cast<T*>(call_.lse)[row] = static_cast<T>(shares.total());
 
     S* out = reinterpret_cast<S*>(row_of(call_, call_.out[0], row));
     alignas(64) T acc[kChunk];
@@ -47,8 +36,8 @@ class Merge {
       const int n = static_cast<int>(smaller<int64_t>(kChunk, call_.n - first));
       for (int j = 0; j < n; ++j) acc[j] = 0;
       for (int i = 0; i < call_.parts; ++i) {
-        if (lse(i, row) == T(-INFINITY)) continue;
-        const Vec<T> weight = splat(static_cast<T>(share(i) / sum));
+        if (shares.empty(i)) continue;
+        const Vec<T> weight = splat(static_cast<T>(shares.of(i)));
         const S* part = reinterpret_cast<const S*>(row_of(call_, call_.outs[i], row)) + first;
         for (int j = 0; j < n; j += kLanes<T>)
           store(acc + j, fma(weight, load_upto(part + j, n - j, T(0)), load(acc + j)));

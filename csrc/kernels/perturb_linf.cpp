@@ -12,32 +12,46 @@ template <class S>
 struct Linf {
   using T = typename ComputeOf<S>::type;
 
-  template <bool kStepped, bool kCentered>
-  static void emit(const Chunk<S>& c, bool targeted) {
-    const Vec<T> zero = splat(T(0));
+  // kPlain: no mask, and lengths and bounds that are the same for all entries.
+  template <bool kStepped, bool kCentered, bool kPlain>
+  static void emit(const Chunk<S>& c, T sign) {
+    const Vec<T> zero = splat(T(0)), signs = splat(sign), all_steps = splat(c.step.one),
+                 all_radii = splat(c.radius.one), all_lows = splat(c.low.one), all_highs = splat(c.high.one);
     for (int i = 0; i < c.n; i += kLanes<T>) {
-      const Vec<T> low = c.low.at(i, c.n), high = c.high.at(i, c.n);
+      const auto at = [&](const Entries<T>& e, Vec<T> all) { return kPlain ? all : e.at(i, c.n); };
       Vec<T> v = c.x_at(i);
       if constexpr (kStepped) {
-        const Vec<T> g = load_upto(c.grad + i, c.n - i, T(0)), length = c.step.at(i, c.n);
-        const Vec<T> step = targeted ? zero - length : length;
+        const Vec<T> g = load_upto(c.grad + i, c.n - i, T(0)), step = at(c.step, all_steps) * signs;
         v = v + select(greater(g, zero), step, select(greater(zero, g), zero - step, zero));
       }
       if constexpr (kCentered) {
-        const Vec<T> center = c.center_at(i), radius = c.radius.at(i, c.n);
+        const Vec<T> center = c.center_at(i), radius = at(c.radius, all_radii);
         v = select(not_nan(center), clamp<T>(v, center - radius, center + radius), center);
       }
-      c.put(i, clamp<T>(v, low, high));
+      v = clamp<T>(v, at(c.low, all_lows), at(c.high, all_highs));
+      if constexpr (kPlain)
+        store_upto(c.y + i, v, c.n - i);
+      else
+        c.put(i, v);
     }
   }
 
-  static void emit(const PerturbCall& call, const Chunk<S>& c) {
-    if (!call.centered)
-      emit<true, false>(c, call.targeted);
-    else if (call.stepped)
-      emit<true, true>(c, call.targeted);
+  template <bool kStepped, bool kCentered>
+  static void emit(const Chunk<S>& c, T sign) {
+    if (c.mask || c.step.p || c.radius.p || c.low.p || c.high.p)
+      emit<kStepped, kCentered, false>(c, sign);
     else
-      emit<false, true>(c, call.targeted);
+      emit<kStepped, kCentered, true>(c, sign);
+  }
+
+  static void emit(const PerturbCall& call, const Chunk<S>& c) {
+    const T sign = call.targeted ? T(-1) : T(1);
+    if (!call.centered)
+      emit<true, false>(c, sign);
+    else if (call.stepped)
+      emit<true, true>(c, sign);
+    else
+      emit<false, true>(c, sign);
   }
 
   static void run(const PerturbCall& call) {

@@ -23,7 +23,12 @@ struct KernelTable {
   void (*cross_entropy)(const LossCall&);
   void (*attention)(const AttentionCall&);
   int64_t (*attention_scratch)(const AttentionCall&);  // bytes per worker
-  int64_t (*attention_tasks)(const AttentionCall&);
+  int64_t (*attention_block)(DType);                   // most query rows of a task
+  void (*attention_join)(const JoinCall&);
+  void (*attention_vjp)(const AttentionVjpCall&, VjpStep);
+  int64_t (*attention_vjp_scratch)(const AttentionVjpCall&);
+  void (*attention_jvp)(const AttentionJvpCall&);
+  int64_t (*attention_jvp_scratch)(const AttentionJvpCall&);
   void (*merge_attention)(const MergeCall&);
   void (*rotary)(const RotaryCall&);
   double (*probe_fma)(int64_t steps);

@@ -39,19 +39,21 @@ using LogsumexpOnly = Logsumexp<T, Normaliser>;
 template <class T>
 using LogsumexpEntropy = Logsumexp<T, NormaliserEntropy>;
 
-// The statistics above and those of one id: its log-probability and how many logits beat it.
+// The statistics above and those of one id: its log-probability and how many logits beat it. Logits are
+// compared as they came: divided by a temperature, different ones may become equal.
 template <class Type, class What>
 struct TokenStats {
   using T = Type;
   struct State {
     RowStats<T, What> stats;
-    T chosen = -INFINITY;  // the id's logit
+    T chosen = -INFINITY;  // the id's logit, as it came
+    T top = -INFINITY;     // the largest, as it came
     int64_t top1 = -1, nan = -1, rank = 0;
   };
   static constexpr int inputs = 1, outputs = 0;
   static constexpr bool reduces = true, chooses = true;
   static constexpr T fill[] = {-INFINITY}, blank[] = {0};
-  static constexpr bool scaled[] = {true};
+  static constexpr bool scaled[] = {false};
   const StatsCall& call;
 
   explicit TokenStats(const StatsCall& c) : call(c) {}
@@ -61,7 +63,16 @@ struct TokenStats {
   void emit(const State&, int64_t, const T* const*, T* const*, int) const {}
 
   void reduce(State& s, int64_t first, const T* const* x, int n) const {
-    if (s.stats.add(x[0], n)) s.top1 = first + index_of_top(x[0], n, s.stats.m);
+    if (call.temperature == 1.0) {
+      if (s.stats.add(x[0], n)) s.top1 = first + index_of_top(x[0], n, s.stats.m);
+    } else {
+      alignas(64) T quotients[kChunk];
+      T top = s.top;
+      divide(x[0], n, quotients, top);
+      if (top > s.top) s.top1 = first + index_of_top(x[0], n, top);
+      s.top = top;
+      s.stats.add(quotients, n);
+    }
     if (s.nan < 0 && s.stats.has_nan()) s.nan = first + index_of_nan(x[0], n);
     if (call.rank) s.rank += count_above(x[0], n, s.chosen);
   }
@@ -69,7 +80,8 @@ struct TokenStats {
   void finish(State& s, int64_t row) const {
     const auto& stats = s.stats;
     const bool blank_row = call.masked && stats.empty();
-    const double log_prob = (double(s.chosen) - double(stats.m)) - stats.log_sum();
+    const T chosen = static_cast<T>(s.chosen / static_cast<T>(call.temperature));
+    const double log_prob = (double(chosen) - double(stats.m)) - stats.log_sum();
     put<T>(call.log_prob, row, blank_row ? -double(INFINITY) : log_prob);
     put<T>(call.lse, row, stats.lse());
     if constexpr (What::entropy) put<T>(call.entropy, row, blank_row ? 0 : stats.entropy());
@@ -78,6 +90,17 @@ struct TokenStats {
     if (call.rank) call.rank[row] = s.rank;
   }
 
+  // quotients = x / temperature, and top raised to the largest x.
+  void divide(const T* x, int n, T* quotients, T& top) const {
+    const Vec<T> temperature = splat(static_cast<T>(call.temperature));
+    Vec<T> tops = splat(top);
+    for (int i = 0; i < n; i += kLanes<T>) {
+      const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY));
+      tops = max_of(xi, tops);
+      store(quotients + i, xi / temperature);
+    }
+    top = max_lane(tops);
+  }
   static int64_t count_above(const T* x, int n, T bound) {
     const Vec<T> b = splat(bound);
     int64_t above = 0;

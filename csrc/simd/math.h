@@ -62,5 +62,56 @@ inline Vec<T> exp_any(Vec<T> x) {
   return exp_negative<T>(min_of(splat(ExpConstants<T>::highest), x));
 }
 
+// Where the result stays a normal number: exp_weight and expm1_negative work on its exponent bits alone.
+template <class T>
+struct NormalRange;
+template <>
+struct NormalRange<float> {
+  static constexpr float lowest = -87.0f, highest = 88.0f;
+};
+template <>
+struct NormalRange<double> {
+  static constexpr double lowest = -708.0, highest = 709.0;
+};
+
+// exp for x <= highest of the range above, where what is below 2^-125 (2^-1021) counts as 0: the weight of a
+// score that far under the largest adds nothing to any sum. NaN -> NaN.
+template <class T>
+inline Vec<T> exp_weight(Vec<T> x) {
+  using K = ExpConstants<T>;
+  const Vec<T> n = round_even(x * splat(K::log2e));
+  const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
+  Vec<T> p = splat(K::p[0]);
+  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
+  const Vec<T> y = mul_pow2_normal(fma(r * r, p, r) + splat(T(1)), n);
+  return select(greater(x, splat(NormalRange<T>::lowest)), y, max_of(splat(T(0)), x));
+}
+
+// exp(x) - 1 for x <= 0, with the digits of small x kept: 2^n (exp(r) - 1) + (2^n - 1).
+template <class T>
+inline Vec<T> expm1_negative(Vec<T> x) {
+  using K = ExpConstants<T>;
+  x = max_of(splat(NormalRange<T>::lowest), x);
+  const Vec<T> n = round_even(x * splat(K::log2e));
+  const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
+  Vec<T> p = splat(K::p[0]);
+  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
+  const Vec<T> power = mul_pow2_normal(splat(T(1)), n);
+  return fma(power, fma(r * r, p, r), power - splat(T(1)));
+}
+
+template <class T>
+inline Vec<T> magnitude(Vec<T> x) {
+  return max_of(x, splat(T(0)) - x);
+}
+
+// tanh(|x|) = (1 - e) / (1 + e) with e = exp(-2 |x|).
+template <class T>
+inline Vec<T> tanh_of(Vec<T> x) {
+  const Vec<T> less = expm1_negative<T>(splat(T(-2)) * magnitude<T>(x));
+  const Vec<T> t = less / (less + splat(T(2)));
+  return select(greater(splat(T(0)), x), t, splat(T(0)) - t);
+}
+
 }  // namespace
 }  // namespace npkernels::NPK_ISA

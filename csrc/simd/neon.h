@@ -87,6 +87,14 @@ inline float64x2_t mul_pow2(float64x2_t x, float64x2_t n) {
   return x * pow2(half) * pow2(vsubq_s64(whole, half));
 }
 
+// By adding to the exponent bits.
+inline float32x4_t mul_pow2_normal(float32x4_t x, float32x4_t n) {
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vcvtq_s32_f32(n), 23)));
+}
+inline float64x2_t mul_pow2_normal(float64x2_t x, float64x2_t n) {
+  return vreinterpretq_f64_s64(vaddq_s64(vreinterpretq_s64_f64(x), vshlq_n_s64(vcvtq_s64_f64(n), 52)));
+}
+
 inline uint32x4_t greater(float32x4_t a, float32x4_t b) { return vcgtq_f32(a, b); }
 inline uint64x2_t greater(float64x2_t a, float64x2_t b) { return vcgtq_f64(a, b); }
 inline uint32x4_t equal(float32x4_t a, float32x4_t b) { return vceqq_f32(a, b); }
@@ -99,6 +107,24 @@ inline bool any(uint32x4_t m) { return vmaxvq_u32(m) != 0; }
 inline bool any(uint64x2_t m) { return (m[0] | m[1]) != 0; }
 inline int count(uint32x4_t m) { return static_cast<int>(vaddvq_u32(vshrq_n_u32(m, 31))); }
 inline int count(uint64x2_t m) { return static_cast<int>(vaddvq_u64(vshrq_n_u64(m, 63))); }
+
+template <class T>
+constexpr int kTransposeSide = 16 / sizeof(T);
+
+// to[j][i] = from[i][j]
+inline void transpose_square(const float* from, int64_t from_pitch, float* to, int64_t to_pitch) {
+  const float32x4x2_t a = vtrnq_f32(load(from), load(from + from_pitch));
+  const float32x4x2_t b = vtrnq_f32(load(from + 2 * from_pitch), load(from + 3 * from_pitch));
+  for (int i = 0; i < 2; ++i) {
+    store(to + i * to_pitch, vcombine_f32(vget_low_f32(a.val[i]), vget_low_f32(b.val[i])));
+    store(to + (i + 2) * to_pitch, vcombine_f32(vget_high_f32(a.val[i]), vget_high_f32(b.val[i])));
+  }
+}
+inline void transpose_square(const double* from, int64_t from_pitch, double* to, int64_t to_pitch) {
+  const float64x2_t a = load(from), b = load(from + from_pitch);
+  store(to, vzip1q_f64(a, b));
+  store(to + to_pitch, vzip2q_f64(a, b));
+}
 
 inline double sum_lanes(float64x2_t v) { return v[0] + v[1]; }
 inline double sum_lanes(float32x4_t v) {

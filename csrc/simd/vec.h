@@ -9,8 +9,12 @@
 //   max_of(a, b), min_of(a, b)                    b where the two do not compare (NaN)
 //   round_even(x)                                 to the nearest integer
 //   mul_pow2(x, n)                                x * 2^n for an integer-valued n, gradual underflow,
-//   overflow to inf sum_lanes(v)                                  all lanes, added in double in a fixed order
+//   overflow to inf mul_pow2_normal(x, n)                         the same where x and the result are normal
+//   numbers; NaN x -> any NaN or
+//                                                 number, so the caller looks after NaN
+//   sum_lanes(v)                                  all lanes, added in double in a fixed order
 //   max_lane(v)                                   the largest lane; v holds no NaN
+//   kTransposeSide<T>; transpose_square(from, from_pitch, to, to_pitch)   a square of that side in memory
 //   Mask<T>; greater(a, b) equal(a, b) not_nan(a); select(mask, a, b); any(mask); count(mask)
 // and for 16-bit storage (float lanes; Half is IEEE binary16, BFloat is the upper half of a binary32):
 //   load(const Half*) store(Half*, v) load(const BFloat*) store(BFloat*, v), rounding to nearest even

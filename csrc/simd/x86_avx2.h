@@ -1,7 +1,7 @@
 // x86-64-v3: 256-bit registers, FMA, F16C. A mask is a register of all-ones or all-zero lanes.
 #pragma once
 
-#include <immintrin.h>
+#include "x86_transpose.h"
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -86,6 +86,16 @@ inline __m256d mul_pow2(__m256d x, __m256d n) {
   const __m128i whole = _mm256_cvtpd_epi32(n);
   const __m128i half = _mm_srai_epi32(whole, 1);
   return x * pow2(half) * pow2(_mm_sub_epi32(whole, half));
+}
+
+// By adding to the exponent bits.
+inline __m256 mul_pow2_normal(__m256 x, __m256 n) {
+  const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shift));
+}
+inline __m256d mul_pow2_normal(__m256d x, __m256d n) {
+  const __m256i shift = _mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n)), 52);
+  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(x), shift));
 }
 
 inline __m256 greater(__m256 a, __m256 b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }

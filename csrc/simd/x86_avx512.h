@@ -1,7 +1,7 @@
 // x86-64-v4: 512-bit registers with mask registers.
 #pragma once
 
-#include <immintrin.h>
+#include "x86_transpose.h"
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -66,6 +66,9 @@ inline __m512d round_even(__m512d x) {
 }
 inline __m512 mul_pow2(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
 inline __m512d mul_pow2(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
+
+inline __m512 mul_pow2_normal(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
+inline __m512d mul_pow2_normal(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
 
 inline __mmask16 greater(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 inline __mmask8 greater(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }

@@ -87,6 +87,15 @@ inline __m128d mul_pow2(__m128d x, __m128d n) {
   return x * pow2(half, 0.0) * pow2(_mm_sub_epi32(whole, half), 0.0);
 }
 
+// By adding to the exponent bits.
+inline __m128 mul_pow2_normal(__m128 x, __m128 n) {
+  return _mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(x), _mm_slli_epi32(_mm_cvtps_epi32(n), 23)));
+}
+inline __m128d mul_pow2_normal(__m128d x, __m128d n) {
+  const __m128i shift = _mm_slli_epi64(_mm_cvtepi32_epi64(_mm_cvtpd_epi32(n)), 52);
+  return _mm_castsi128_pd(_mm_add_epi64(_mm_castpd_si128(x), shift));
+}
+
 inline __m128 greater(__m128 a, __m128 b) { return _mm_cmpgt_ps(a, b); }
 inline __m128d greater(__m128d a, __m128d b) { return _mm_cmpgt_pd(a, b); }
 inline __m128 equal(__m128 a, __m128 b) { return _mm_cmpeq_ps(a, b); }
@@ -98,6 +107,23 @@ inline __m128d select(__m128d m, __m128d a, __m128d b) { return _mm_blendv_pd(b,
 inline bool any(__m128 m) { return _mm_movemask_ps(m) != 0; }
 inline bool any(__m128d m) { return _mm_movemask_pd(m) != 0; }
 inline int count(__m128 m) { return __builtin_popcount(static_cast<unsigned>(_mm_movemask_ps(m))); }
+
+template <class T>
+constexpr int kTransposeSide = 16 / sizeof(T);
+
+// to[j][i] = from[i][j]
+inline void transpose_square(const float* from, int64_t from_pitch, float* to, int64_t to_pitch) {
+  __m128 r[4];
+  for (int i = 0; i < 4; ++i) r[i] = load(from + i * from_pitch);
+  _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
+  for (int i = 0; i < 4; ++i) store(to + i * to_pitch, r[i]);
+}
+inline void transpose_square(const double* from, int64_t from_pitch, double* to, int64_t to_pitch) {
+  const __m128d a = load(from), b = load(from + from_pitch);
+  store(to, _mm_unpacklo_pd(a, b));
+  store(to + to_pitch, _mm_unpackhi_pd(a, b));
+}
+
 inline double sum_lanes(__m128d v) { return v[0] + v[1]; }
 inline double sum_lanes(__m128 v) { return sum_lanes(_mm_cvtps_pd(v) + _mm_cvtps_pd(_mm_movehl_ps(v, v))); }
 inline float max_lane(__m128 v) {

@@ -2,14 +2,11 @@
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
 from npkernels import lipschitz, perturb, reference
-from npkernels._attention import (
-    attention,
-    attention_weights,
-    merge_attention,
-    rotary_embedding,
-    rotary_embedding_vjp,
-)
+from npkernels._attention import attention, attention_weights, merge_attention
+from npkernels._attention_grads import attention_jvp, attention_vjp
+from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
 from npkernels._build import get_cmake_dir, get_include
+from npkernels._cache import KVCache
 from npkernels._checked import MismatchError, checked
 from npkernels._config import (
     available_isas,
@@ -23,6 +20,7 @@ from npkernels._config import (
     use_isa,
 )
 from npkernels._losses import cross_entropy, nll_loss, perplexity
+from npkernels._rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._softmax import (
     entropy,
     log_softmax,
@@ -36,15 +34,21 @@ from npkernels._softmax import (
     softmax_vjp,
 )
 from npkernels._tokens import token_log_probs, token_log_probs_vjp
-from npkernels._types import TokenStats
+from npkernels._types import AttentionGrads, TokenStats
 
 check_environment()
 
 __all__ = [
+    "AttentionGrads",
+    "KVCache",
     "MismatchError",
     "TokenStats",
     "__version__",
     "attention",
+    "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_vjp",
+    "attention_vjp",
     "attention_weights",
     "available_isas",
     "checked",

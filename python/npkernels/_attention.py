@@ -1,31 +1,19 @@
-"""Scaled dot-product attention and its companions."""
+"""Scaled dot-product attention, its weights, and the joining of partial results."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from npkernels import _core
-from npkernels._arrays import (
-    Array,
-    boolean,
-    check_out,
-    compute_dtype,
-    floating,
-    kernel,
-    number,
-    plain,
-    shape_error,
-    statistic,
-)
+from npkernels._arrays import Array, check_out, compute_dtype, floating, kernel, shape_error, statistic
+from npkernels._attention_options import Causal, check_shapes, heads, options, to_4d
 from npkernels._softmax import softmax
 
 ArrayLike = npt.ArrayLike
-Causal = bool | Literal["top_left", "bottom_right"]
 
 
 @kernel
@@ -37,12 +25,21 @@ def attention(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     causal: Causal = False,
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
     scale: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     q_offset: int | ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
     return_lse: bool = False,
     out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Scaled dot-product attention: ``softmax(scale * q @ k.T + bias) @ v`` over the allowed keys.
+    """Scaled dot-product attention: ``softmax(scores) @ v`` over the allowed keys.
+
+    The scores are ``scale * q @ k.T``, then softcap, then bias and ALiBi, then what the masks allow.
 
     Letters: B batch, Hq query heads, Hkv key/value heads (Hq a multiple: query head h reads key head
     ``h // (Hq / Hkv)``), S queries, K keys, D head size, Dv value head size.
@@ -50,8 +47,9 @@ def attention(
     Parameters
     ----------
     q : array_like (B, Hq, S, D), (H, S, D) or (S, D)
-        float32 or float64; integers become float64. Any strides with a contiguous last axis are read in place, so a
-        (B, S, H, D) array is passed as ``x.transpose(0, 2, 1, 3)``; with another last axis a copy is made.
+        float32, float64, float16 or bfloat16; integers become float64. Any strides with a contiguous last axis are
+        read in place, so a (B, S, H, D) array is passed as ``x.transpose(0, 2, 1, 3)``; with another last axis a copy
+        is made.
     k : array_like (B, Hkv, K, D), ...
     v : array_like (B, Hkv, K, Dv), ...
     mask : array_like of bool, optional
@@ -59,12 +57,28 @@ def attention(
     bias : array_like, optional
         Of q's dtype, broadcasts to (B, Hq, S, K); added to the scores. -inf forbids.
     causal : bool, "top_left" or "bottom_right"
-        Query i, at key position i + offset, attends to keys up to there. "top_left": offset 0 (PyTorch);
+        Query i, at key position p = i + offset, attends to keys up to p. "top_left": offset 0 (PyTorch);
         "bottom_right": offset K - S (flash-attention, decoding); True means "top_left" and needs S == K.
+    window : (int, int), optional
+        (left, right): a query at position p attends to keys from p - left to p + right; -1 = open on that side.
+    softcap : float
+        c > 0 bounds the scaled products: s becomes ``c * tanh(s / c)``.
     scale : float, optional
         Default ``1 / sqrt(D)``.
+    alibi_slopes : array_like (Hq,) or (B, Hq), optional
+        ``-slope * |p - j|`` is added to the score of key j [2]_.
+    sinks : array_like (Hq,), optional
+        A logit per head that takes part in the denominator only [3]_; the lse includes it.
     q_offset : int or array_like of int (B,), optional
-        The offset itself, instead of the one that `causal` implies; may be negative.
+        The offset of the positions itself, instead of the one that `causal` implies; may be negative.
+    kv_lengths : array_like of int (B,), optional
+        How many keys each entry of the batch has; what lies behind them is not read. "bottom_right" is meant from
+        there.
+    dropout_p : float
+        The share of weights that are dropped, from 0 to below 1; the others are divided by 1 - dropout_p. The lse does
+        not change.
+    dropout_seed : int, optional
+        Which are dropped, needed where dropout_p > 0: a function of seed, head, query and key alone.
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
     out : ndarray, optional
@@ -75,7 +89,7 @@ def attention(
     out : ndarray (B, Hq, S, Dv)
         Of q's dtype and memory order. A query with nothing to attend to gives 0.
     lse : ndarray (B, Hq, S)
-        Only if `return_lse`; -inf for a query with nothing to attend to.
+        Only if `return_lse`; float32, or float64 for float64. -inf for a query with nothing to attend to.
 
     Raises
     ------
@@ -84,12 +98,16 @@ def attention(
 
     Notes
     -----
-    Tiles of scores stay in cache and are never stored [1]_; extra memory is a few tiles per thread. A weight of zero
-    contributes nothing: keys that are masked may hold NaN or inf.
+    Tiles of scores stay in cache and are never stored [1]_; extra memory is a few tiles per thread. Tiles in which
+    nothing is allowed are not computed. A weight of zero contributes nothing: keys that are masked may hold NaN or inf.
+    16-bit inputs are computed and accumulated in float32 and rounded once.
 
     References
     ----------
     .. [1] T. Dao et al., "FlashAttention: Fast and memory-efficient exact attention with IO-awareness", 2022.
+    .. [2] O. Press et al., "Train short, test long: attention with linear biases enables input length extrapolation",
+       2022.
+    .. [3] G. Xiao et al., "Efficient streaming language models with attention sinks", 2024.
 
     Examples
     --------
@@ -101,106 +119,34 @@ def attention(
            [2., 3.]], dtype=float32)
     """
     function = "attention"
-    q, k, v = (_heads(function, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    q, k, v = (heads(function, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     ndim = q.ndim
-    _check_shapes(function, q, k, v)
-    q4, k4, v4 = _to_4d(q), _to_4d(k), _to_4d(v)
-    batch, _, queries, dim = q4.shape
-    allowed = None if mask is None else boolean(function, "mask", mask)
-    added = None if bias is None else _bias(function, bias, q)
-    offset = _offset(function, causal, q_offset, batch, queries, k4.shape[2])
-    factor = _scale(function, scale, dim)
-    target = None if out is None else _out_4d(function, out, ndim)
-    target = _core.attention_output(q4, k4, v4, target)
-    filled, lse = _core.attention(
-        q4, k4, v4, allowed, added, causal is not False, factor, offset, bool(return_lse), target
+    check_shapes(function, q, k, v)
+    q4, k4, v4 = to_4d(q), to_4d(k), to_4d(v)
+    chosen = options(
+        function,
+        q4,
+        q4.shape[2],
+        k4.shape[2],
+        q4.shape[0],
+        mask=mask,
+        bias=bias,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        q_offset=q_offset,
+        kv_lengths=kv_lengths,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
     )
+    target = None if out is None else _out_4d(function, out, ndim)
+    target = _core.attention_output(function, q4, k4, v4, target)
+    filled, lse = _core.attention(q4, k4, v4, chosen, bool(return_lse), None, None, target)
     result = out if out is not None else filled.reshape(filled.shape[4 - ndim :])
     return (result, lse.reshape(lse.shape[4 - ndim :])) if return_lse else result
-
-
-def _heads(function: str, name: str, x: Any) -> Array:
-    array = floating(function, name, x)
-    if not 2 <= array.ndim <= 4:
-        shape_error(function, name, array.shape, "(S, D), (H, S, D) or (B, H, S, D)")
-    if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
-        array = np.ascontiguousarray(array)
-    return array
-
-
-def _to_4d(x: Array) -> Array:
-    return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
-
-
-def _check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
-    others = [("k", k)] if v is None else [("k", k), ("v", v)]
-    for name, x in others:
-        if x.ndim != q.ndim:
-            shape_error(function, name, x.shape, f"{q.ndim} axes as q, which has shape {q.shape}")
-        if x.dtype != q.dtype:
-            raise TypeError(
-                f"{function}: {name} has dtype {x.dtype}, q has {q.dtype}; expected the same dtype"
-            )
-        if q.ndim == 4 and x.shape[0] != q.shape[0]:
-            raise ValueError(
-                f"{function}: {name} has batch size {x.shape[0]}, q has {q.shape[0]}; expected the same"
-            )
-    if k.shape[-1] != q.shape[-1]:
-        raise ValueError(f"{function}: k has head size {k.shape[-1]}, q has {q.shape[-1]}; expected the same")
-    if v is not None and v.shape[-2] != k.shape[-2]:
-        raise ValueError(f"{function}: v has {v.shape[-2]} keys, k has {k.shape[-2]}; expected the same")
-    if q.ndim == 2:
-        return
-    q_heads, k_heads = q.shape[-3], k.shape[-3]
-    if (q_heads % k_heads if k_heads else q_heads) != 0:
-        raise ValueError(
-            f"{function}: k has {k_heads} heads, q has {q_heads}; q heads must be a multiple of k heads"
-        )
-    if v is not None and v.shape[-3] != k_heads:
-        raise ValueError(f"{function}: v has {v.shape[-3]} heads, k has {k_heads}; expected the same")
-
-
-def _bias(function: str, bias: Any, q: Array) -> Array:
-    array = plain(function, "bias", bias)
-    if array.dtype == np.bool_:
-        raise TypeError(f"{function}: bias has dtype bool; expected {q.dtype} (pass booleans as mask)")
-    array = floating(function, "bias", array)
-    if array.dtype != q.dtype:
-        raise TypeError(f"{function}: bias has dtype {array.dtype}; expected q's dtype {q.dtype}")
-    return array
-
-
-def _offset(function: str, causal: Any, q_offset: Any, batch: int, queries: int, keys: int) -> Array | None:
-    """Return the key position of query 0 per batch; None means 0."""
-    if not isinstance(causal, bool):
-        if not isinstance(causal, str) or causal not in ("top_left", "bottom_right"):
-            raise ValueError(
-                f"{function}: causal is {causal!r}; expected False, True, 'top_left' or 'bottom_right'"
-            )
-    elif causal and queries != keys and q_offset is None:
-        raise ValueError(
-            f"{function}: causal=True with {queries} queries and {keys} keys is ambiguous; "
-            "say 'top_left' (PyTorch), 'bottom_right' (flash-attention), or give q_offset"
-        )
-    if q_offset is None:
-        return np.full(batch, keys - queries, dtype=np.int64) if causal == "bottom_right" else None
-    offset = plain(function, "q_offset", q_offset)
-    if offset.dtype.kind not in "iu":
-        raise TypeError(f"{function}: q_offset has dtype {offset.dtype}; expected integers")
-    if offset.shape not in ((), (batch,)):
-        shape_error(function, "q_offset", offset.shape, f"an integer or one per batch, ({batch},)")
-    # i + offset must not overflow
-    values = np.broadcast_to(offset, (batch,)).tolist()
-    return np.array([min(max(value, -(2**62)), 2**62) for value in values], dtype=np.int64)
-
-
-def _scale(function: str, scale: Any, dim: int) -> float:
-    if scale is None:
-        return 1.0 / math.sqrt(dim) if dim else 1.0
-    value = number(function, "scale", scale)
-    if not math.isfinite(value):
-        raise ValueError(f"{function}: scale is {scale!r}; expected a finite number")
-    return value
 
 
 def _out_4d(function: str, out: Any, ndim: int) -> Array:
@@ -208,7 +154,7 @@ def _out_4d(function: str, out: Any, ndim: int) -> Array:
         raise TypeError(f"{function}: out is a {type(out).__name__}; expected a NumPy array")
     if out.ndim != ndim:
         shape_error(function, "out", out.shape, f"{ndim} axes as q")
-    return _to_4d(out)
+    return to_4d(out)
 
 
 @kernel
@@ -219,13 +165,19 @@ def attention_weights(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     causal: Causal = False,
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
     scale: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     q_offset: int | ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
     """Probabilities with which queries attend to keys, (B, Hq, S, K): for looking at, memory S x K.
 
-    Parameters and errors as for `attention`. A query with nothing to attend to has a row of zeros.
+    Parameters and errors as for `attention`. A query with nothing to attend to has a row of zeros; what `sinks` take is
+    missing from the rows' sums.
 
     Examples
     --------
@@ -235,39 +187,67 @@ def attention_weights(
            [0.5, 0.5]])
     """
     function = "attention_weights"
-    q, k = _heads(function, "q", q), _heads(function, "k", k)
-    _check_shapes(function, q, k, None)
-    q4, k4 = _to_4d(q), _to_4d(k)
+    q, k = heads(function, "q", q), heads(function, "k", k)
+    check_shapes(function, q, k, None)
+    q4, k4 = to_4d(q), to_4d(k)
     batch, q_heads, queries, dim = q4.shape
     k_heads, keys = k4.shape[1:3]
     shape = (batch, q_heads, queries, keys)
-    factor = _scale(function, scale, dim)
-    allowed = np.ones((1, 1), dtype=np.bool_) if mask is None else boolean(function, "mask", mask)
-    added = None if bias is None else _bias(function, bias, q)
-    check_out(function, out, shape[4 - q.ndim :], q.dtype, [q, k, allowed, added])
-    allowed = _scores(function, "mask", allowed, shape)
-    added = None if added is None else _scores(function, "bias", added, shape)
-    offset = _offset(function, causal, q_offset, batch, queries, keys)
-    if causal:
-        start = np.zeros(batch, dtype=np.int64) if offset is None else offset
-        position = start[:, None, None, None] + np.arange(queries)[:, None]
-        allowed = allowed & (np.arange(keys) <= position)
+    allowed, added, slopes, sink, is_causal, left, right, cap, factor, offset, lengths, _, _ = options(
+        function,
+        q4,
+        queries,
+        keys,
+        batch,
+        mask=mask,
+        bias=bias,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        q_offset=q_offset,
+        kv_lengths=kv_lengths,
+    )
+    check_out(function, out, shape[4 - q.ndim :], q.dtype, [q, k, allowed, added, slopes, sink])
+    start = np.zeros(batch, dtype=np.int64) if offset is None else offset
+    ahead = (start[:, None] + np.arange(queries))[:, None, :, None] - np.arange(keys)  # of the query, in keys
+    seen = _scores(function, "mask", np.True_ if allowed is None else allowed, shape)
+    for limited, inside in (
+        (is_causal, ahead >= 0),
+        (left >= 0, ahead <= left),
+        (right >= 0, -ahead <= right),
+        (lengths is not None, np.arange(keys) < np.reshape(0 if lengths is None else lengths, (-1, 1, 1, 1))),
+    ):
+        seen = seen & inside if limited else seen
     work = compute_dtype(q.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         q4, k4 = q4.astype(work, copy=False), k4.astype(work, copy=False)
         grouped = q4.reshape(batch, k_heads, q_heads // max(k_heads, 1), queries, dim)
         scores = (grouped @ np.swapaxes(k4, -1, -2)[:, :, None]).reshape(shape)
-        scores *= q4.dtype.type(factor)
+        scores *= work.type(factor / (cap or 1.0))
+        if cap:
+            np.tanh(scores, out=scores)
+            scores *= work.type(cap)
         if added is not None:
-            scores += added
-    weights = softmax(scores, mask=allowed, out=scores).reshape(shape[4 - q.ndim :])
+            scores += _scores(function, "bias", added, shape)
+        if slopes is not None:
+            scores -= np.reshape(slopes, (-1, q_heads, 1, 1)) * abs(ahead).astype(work)
+    if sink is None:
+        weights = softmax(scores, mask=seen, out=scores)
+    else:  # as one more key without a value
+        last = np.broadcast_to(sink[:, None, None], (*shape[:3], 1))
+        with_sink = np.concatenate([scores, last], axis=-1)
+        weights = softmax(with_sink, mask=np.concatenate([seen, last != -np.inf], axis=-1))[..., :-1]
+    weights = weights.reshape(shape[4 - q.ndim :])
     if out is None:
-        return weights.astype(q.dtype, copy=False)
+        return np.ascontiguousarray(weights.astype(q.dtype, copy=False))
     out[...] = weights
     return out
 
 
-def _scores(function: str, name: str, x: Array, shape: tuple[int, ...]) -> Array:
+def _scores(function: str, name: str, x: Any, shape: tuple[int, ...]) -> Array:
     """Return a view of x with the shape of the scores."""
     try:
         return np.broadcast_to(x, shape)
@@ -321,175 +301,3 @@ def merge_attention(
     dtype = compute_dtype(parts[0].dtype)
     norms = [statistic(function, f"lses[{i}]", x, dtype) for i, x in enumerate(lses)]
     return _core.merge_attention(parts, norms, out)
-
-
-@kernel
-def rotary_embedding(
-    x: ArrayLike,
-    positions: ArrayLike | None = None,
-    *,
-    cos: ArrayLike | None = None,
-    sin: ArrayLike | None = None,
-    base: float = 10000.0,
-    interleaved: bool = False,
-    rotary_dim: int | None = None,
-    out: Array | None = None,
-) -> Array:
-    """Rotary position embedding: turn pairs of each row by angles that grow with its position.
-
-    Parameters
-    ----------
-    x : array_like (..., S, D)
-        Queries or keys; float32, float64, float16 or bfloat16.
-    positions : array_like of int (S,) or (B, S), optional
-        B is x's first axis. Default ``arange(S)``.
-    cos, sin : array_like, optional
-        Tables (P, rotary_dim / 2) that positions index; or, without positions, one row per position already:
-        (S, rotary_dim / 2) or (B, S, rotary_dim / 2). Default: pair i turns by
-        ``position * base ** (-2 i / rotary_dim)``.
-    base : float
-        The base of the default angles.
-    interleaved : bool
-        Pairs are (x[2i], x[2i+1]) (GPT-J, the original paper) instead of (x[i], x[i + rotary_dim/2]) (GPT-NeoX, Llama).
-    rotary_dim : int, optional
-        Even; only the first rotary_dim entries turn, the others pass through. Default D.
-    out : ndarray, optional
-        Of x's shape and dtype; x itself is allowed.
-
-    Returns
-    -------
-    ndarray
-        Of x's shape and dtype.
-
-    Notes
-    -----
-    ``(a, b) -> (a cos - b sin, b cos + a sin)`` [1]_.
-
-    References
-    ----------
-    .. [1] J. Su et al., "RoFormer: Enhanced transformer with rotary position embedding", 2021, eq. 34.
-
-    Examples
-    --------
-    >>> import numpy as np, npkernels
-    >>> npkernels.rotary_embedding(np.array([[1.0, 0.0], [1.0, 0.0]])).round(4)
-    array([[1.    , 0.    ],
-           [0.5403, 0.8415]])
-    """
-    return _rotary(
-        "rotary_embedding", "x", x, positions, cos, sin, base, interleaved, rotary_dim, out, inverse=False
-    )
-
-
-@kernel
-def rotary_embedding_vjp(
-    dy: ArrayLike,
-    positions: ArrayLike | None = None,
-    *,
-    cos: ArrayLike | None = None,
-    sin: ArrayLike | None = None,
-    base: float = 10000.0,
-    interleaved: bool = False,
-    rotary_dim: int | None = None,
-    out: Array | None = None,
-) -> Array:
-    """Cotangent of rotary_embedding's input: dy turned back by the same angles.
-
-    Parameters as for `rotary_embedding`.
-
-    Examples
-    --------
-    >>> import numpy as np, npkernels
-    >>> x = np.array([[1.0, 2.0], [3.0, 4.0]])
-    >>> npkernels.rotary_embedding_vjp(npkernels.rotary_embedding(x)).round(12)
-    array([[1., 2.],
-           [3., 4.]])
-    """
-    name = "rotary_embedding_vjp"
-    return _rotary(name, "dy", dy, positions, cos, sin, base, interleaved, rotary_dim, out, inverse=True)
-
-
-def _rotary(
-    function: str,
-    name: str,
-    x: Any,
-    positions: Any,
-    cos: Any,
-    sin: Any,
-    base: Any,
-    interleaved: bool,
-    rotary_dim: int | None,
-    out: Array | None,
-    *,
-    inverse: bool,
-) -> Array:
-    array = floating(function, name, x)
-    if array.ndim < 2:
-        shape_error(function, name, array.shape, "(..., S, D)")
-    if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
-        array = np.ascontiguousarray(array)
-    dim = array.shape[-1] if rotary_dim is None else rotary_dim
-    if not isinstance(dim, int | np.integer) or dim % 2 or not 0 <= dim <= array.shape[-1]:
-        raise ValueError(
-            f"{function}: rotary_dim is {dim!r}; expected an even number from 0 to {array.shape[-1]}"
-        )
-    c, s = _angles(function, array, positions, cos, sin, base, int(dim))
-    return _core.rotary(array, c, s, bool(interleaved), inverse, out)
-
-
-def _angles(
-    function: str, x: Array, positions: Any, cos: Any, sin: Any, base: Any, dim: int
-) -> tuple[Array, Array]:
-    """Return cosines and sines as views of x's shape with dim / 2 entries at the end."""
-    dtype = compute_dtype(x.dtype)
-    length, half = x.shape[-2], dim // 2
-    where = None
-    if positions is not None:
-        where = plain(function, "positions", positions)
-        if where.dtype.kind not in "iu":
-            raise TypeError(f"{function}: positions has dtype {where.dtype}; expected integers")
-        _check_per_batch(function, "positions", where, x, (length,))
-    if (cos is None) != (sin is None):
-        raise ValueError(f"{function}: {'cos' if cos is None else 'sin'} is None; cos and sin go together")
-    if cos is None:
-        b = number(function, "base", base)
-        if not b > 0 or not math.isfinite(b):
-            raise ValueError(f"{function}: base is {base!r}; expected a positive finite number")
-        frequency = b ** (-np.arange(half) * 2.0 / max(dim, 1))
-        angle = (np.arange(length) if where is None else where)[..., None] * frequency
-        tables = [np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)]
-    else:
-        tables = [_table(function, n, t, x, where, half, dtype) for n, t in (("cos", cos), ("sin", sin))]
-    shape = (*x.shape[:-1], half)
-    views = []
-    for table in tables:
-        if table.ndim == 3:
-            table = table.reshape(table.shape[0], *(1,) * (x.ndim - 3), length, half)
-        views.append(np.broadcast_to(table, shape))
-    return views[0], views[1]
-
-
-def _check_per_batch(function: str, name: str, array: Array, x: Array, shape: tuple[int, ...]) -> None:
-    """Raise unless the array has this shape or, if x has a batch axis, one of it for each batch."""
-    allowed = [shape] if x.ndim < 3 else [shape, (x.shape[0], *shape)]
-    if array.shape not in allowed:
-        shape_error(function, name, array.shape, " or ".join(map(str, allowed)))
-
-
-def _table(
-    function: str, name: str, table: Any, x: Array, where: Array | None, half: int, dtype: np.dtype[Any]
-) -> Array:
-    """Return the rows of a given table: (S, half) or (B, S, half)."""
-    array = np.ascontiguousarray(floating(function, name, table), dtype=dtype)
-    length = x.shape[-2]
-    if where is None:
-        _check_per_batch(function, name, array, x, (length, half))
-        return array
-    if array.ndim != 2 or array.shape[1] != half:
-        shape_error(function, name, array.shape, f"(positions, {half})")
-    if where.size and (where.min() < 0 or where.max() >= array.shape[0]):
-        raise IndexError(
-            f"{function}: positions hold {where.min()} to {where.max()}; "
-            f"expected 0 <= position < {array.shape[0]}, the rows of {name}"
-        )
-    return array[where]

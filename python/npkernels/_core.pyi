@@ -94,15 +94,53 @@ def attention(
     q: _Array,
     k: _Array,
     v: _Array,
-    mask: _Array | None,
-    bias: _Array | None,
-    causal: bool,
-    scale: float,
-    offset: _Array | None,
+    options: tuple[Any, ...],
     want_lse: bool,
+    cu_seqlens_q: _Array | None,
+    cu_seqlens_k: _Array | None,
     out: _Array,
 ) -> tuple[_Array, Any]: ...
-def attention_output(q: _Array, k: _Array, v: _Array, out: _Array | None) -> _Array: ...
+def attention_output(function: str, q: _Array, k: _Array, v: _Array, out: _Array | None) -> _Array: ...
+def attention_cached(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    k_scale: _Array | None,
+    v_scale: _Array | None,
+    block_table: _Array | None,
+    options: tuple[Any, ...],
+    want_lse: bool,
+    out: _Array,
+) -> Any: ...
+def attention_vjp(
+    dout: _Array,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    o: _Array,
+    lse: _Array,
+    dlse: _Array | None,
+    options: tuple[Any, ...],
+    cu_seqlens_q: _Array | None,
+    cu_seqlens_k: _Array | None,
+    dq: _Array,
+    dk: _Array,
+    dv: _Array,
+    want_dbias: bool,
+    want_dsinks: bool,
+) -> tuple[Any, Any]: ...
+def attention_jvp(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    dq: _Array,
+    dk: _Array,
+    dv: _Array,
+    options: tuple[Any, ...],
+    want_lse: bool,
+    out: _Array,
+    dout: _Array,
+) -> Any: ...
 def merge_attention(outs: list[_Array], lses: list[_Array], out: _Array | None) -> tuple[_Array, _Array]: ...
 def rotary(
     x: _Array, cos: _Array, sin: _Array, interleaved: bool, inverse: bool, out: _Array | None

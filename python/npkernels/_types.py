@@ -37,3 +37,52 @@ class TokenStats(Generic[Array]):
     sum_p2: Array | None = None
     top1: Array | None = None
     rank: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionGrads(Generic[Array]):
+    """Gradients that `attention_vjp` and `attention_varlen_vjp` give, each with the shape of what it belongs to.
+
+    Attributes
+    ----------
+    dq, dk, dv : array
+        Gradients of queries, keys and values; of keys and values summed over the query heads that share them.
+    dbias : array or None
+        Gradient of the bias, summed over the axes along which it was broadcast; None unless asked for.
+    dsinks : array (Hq,) or None
+        Gradient of the sinks; None unless asked for.
+    """
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dbias: Array | None = None
+    dsinks: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MultiHeadGrads(Generic[Array]):
+    """Gradients that `multi_head_attention_vjp` gives, each with the shape of what it belongs to.
+
+    Attributes
+    ----------
+    dx : array
+        Gradient of x; without a context that of all three projections.
+    dwq, dwk, dwv, dwo : array
+        Gradients of the projections.
+    dcontext : array or None
+        Gradient of the context; None without one.
+    dbq, dbk, dbv, dbo : array or None
+        Gradients of the biases; None for those that were not given.
+    """
+
+    dx: Array
+    dwq: Array
+    dwk: Array
+    dwv: Array
+    dwo: Array
+    dcontext: Array | None = None
+    dbq: Array | None = None
+    dbk: Array | None = None
+    dbv: Array | None = None
+    dbo: Array | None = None

@@ -1,6 +1,6 @@
 # The functions of npkernels/npkernels.h as they are: for Cython code that is compiled with the include directory
 # npkernels.get_include() and linked against libnpkernels.so. `npkernels.ckernels` needs neither.
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 cdef extern from "npkernels/npkernels.h" nogil:
     ctypedef enum npk_dtype:
@@ -92,10 +92,18 @@ cdef extern from "npkernels/npkernels.h" nogil:
         size_t size
         double scale
         int32_t causal
-        int32_t reserved
+        int32_t windowed
         const npk_array* q_offset
         const npk_array* mask
         const npk_array* bias
+        const npk_array* kv_lengths
+        const npk_array* alibi_slopes
+        const npk_array* sinks
+        int64_t window_left
+        int64_t window_right
+        double softcap
+        double dropout_p
+        uint64_t dropout_seed
 
     npk_status npk_attention(const npk_array* q, const npk_array* k, const npk_array* v,
                              const npk_attention_options* options, const npk_array* out, const npk_array* lse)

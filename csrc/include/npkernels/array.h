@@ -11,7 +11,15 @@
 
 namespace npkernels {
 
-enum class DType : int32_t { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, boolean = 4, int64 = 5 };
+enum class DType : int32_t {
+  float32 = 0,
+  float64 = 1,
+  float16 = 2,
+  bfloat16 = 3,
+  boolean = 4,
+  int64 = 5,
+  int8 = 6
+};
 
 // ndim <= kMaxDims; shape in elements; strides in bytes, any sign, zero for a broadcast axis.
 constexpr int kMaxDims = 64;
@@ -38,6 +46,7 @@ inline int64_t item_size(DType dtype) {
     case DType::bfloat16:
       return 2;
     case DType::boolean:
+    case DType::int8:
       return 1;
   }
   return 0;

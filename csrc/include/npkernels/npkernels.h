@@ -175,19 +175,44 @@ typedef struct npk_attention_options {
   size_t size;               /* sizeof(npk_attention_options) */
   double scale;              /* factor of q k^T; 0 = 1 / sqrt(D) */
   int32_t causal;            /* an npk_causal */
-  int32_t reserved;          /* 0 */
+  int32_t windowed;          /* 1 = window_left and window_right hold */
   const npk_array* q_offset; /* (B,) int64, contiguous: query i stands at key position i + q_offset[b],
                                 whatever `causal` implies; NULL = what it implies */
   const npk_array* mask; /* booleans that broadcast to (B, Hq, S, K), 1 = may attend; NULL = everything may */
   const npk_array* bias; /* of q's dtype, broadcasts to (B, Hq, S, K), added to the scores; -inf forbids */
+  const npk_array* kv_lengths; /* (B,) int64 in [0, K], contiguous: keys from there on do not exist;
+                                  bottom-right means to them */
+  const npk_array*
+      alibi_slopes; /* (Hq,) or (B, Hq), compute dtype: -slope |p - j| is added, p the query's position */
+  const npk_array* sinks; /* (Hq,), compute dtype, contiguous: a logit in the denominator only */
+  int64_t window_left;    /* a query at position p sees keys from p - window_left on; -1 = from the first */
+  int64_t window_right;   /* ... up to p + window_right; -1 = to the last */
+  double softcap;         /* c > 0: s becomes c tanh(s / c) before bias and masks */
+  double dropout_p;       /* share of the weights that are dropped, in [0, 1) */
+  uint64_t dropout_seed;
 } npk_attention_options;
-#define NPK_ATTENTION_OPTIONS_INIT {sizeof(npk_attention_options), 0.0, NPK_CAUSAL_NONE, 0, NULL, NULL, NULL}
+#define NPK_ATTENTION_OPTIONS_INIT \
+  {sizeof(npk_attention_options),  \
+   0.0,                            \
+   NPK_CAUSAL_NONE,                \
+   0,                              \
+   NULL,                           \
+   NULL,                           \
+   NULL,                           \
+   NULL,                           \
+   NULL,                           \
+   NULL,                           \
+   -1,                             \
+   -1,                             \
+   0.0,                            \
+   0.0,                            \
+   0}
 
 /* out = softmax(scale q k^T + bias, where allowed) v
  * - q (B, Hq, S, D), k (B, Hkv, K, D), v (B, Hkv, K, Dv), out (B, Hq, S, Dv); all of them without B, or
- *   without B and H, too. All float32 or all float64. Hq is a multiple of Hkv: query head h reads key
+ *   without B and H, too. All of one floating dtype. Hq is a multiple of Hkv: query head h reads key
  *   head h / (Hq / Hkv). The last axis of each is contiguous, the others as they are.
- * - lse: NULL, or (B, Hq, S), contiguous: the logarithm of each row's denominator.
+ * - lse: NULL, or (B, Hq, S), contiguous, of the compute dtype: the logarithm of each row's denominator.
  * - A query with nothing to attend to gives 0 and lse -inf; a key with weight 0 contributes nothing, whatever
  *   it holds.
  * - options: NULL = the defaults. out and lse must not overlap anything. */

@@ -58,11 +58,6 @@ def families() -> dict[str, dict[str, Cases]]:
     }
 
 
-def takes(kernel: str, dtype: np.dtype[Any]) -> bool:
-    """Whether the kernel has that dtype."""
-    return kernel != "attention" or dtype in (np.float32, np.float64)
-
-
 class Inputs:
     """Random inputs of one dtype; the same for the same seed and kernel, whatever else is checked."""
 

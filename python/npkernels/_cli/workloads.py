@@ -323,6 +323,8 @@ def rotary(batch: int, heads: int, length: int, dim: int, *, quick: bool = False
 
 def workloads() -> list[Workload]:
     """Give all workloads; those of bfloat16 only if ml_dtypes is installed."""
+    from npkernels._cli.workloads_perturb import perturb_workloads
+
     vocabulary = (256, 151_936)  # of Qwen
     listed = [
         softmax("softmax", (10,), quick=True),
@@ -343,5 +345,6 @@ def workloads() -> list[Workload]:
         attention(1, 8, 4096, 64, causal=True),
         attention(1, 32, 1024, 128, kv_heads=8, causal=True, quick=True),
         rotary(1, 32, 2048, 128, quick=True),
+        *perturb_workloads(),
     ]
     return [w for w in listed if w.dtype in cases.dtypes()]

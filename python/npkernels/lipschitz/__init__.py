@@ -1,5 +1,6 @@
 """Lipschitz constants, exact, bounded or estimated, and the geometry of perturbations around data."""
 
+from npkernels.lipschitz._attention import attention_jacobian_norm
 from npkernels.lipschitz._bound import Bound
 from npkernels.lipschitz._geometry import Anisotropy, anisotropy, off_manifold, split, tangent_basis
 from npkernels.lipschitz._local import adversarial_lipschitz, clever, local_lipschitz
@@ -11,6 +12,7 @@ __all__ = [
     "Bound",
     "adversarial_lipschitz",
     "anisotropy",
+    "attention_jacobian_norm",
     "clever",
     "jacobian_norm",
     "local_lipschitz",

@@ -178,37 +178,40 @@ def golub_kahan(
             raise ValueError(f"{name}: vjp gave shape {x.shape}; expected {shape}")
         return np.asarray(x, np.float64).reshape(-1)
 
+    rights = np.empty((BASIS + 1, v.size))  # v_0, v_1, ...; what is not reached is never touched
+    lefts: Array | None = None
     while done < max_iter:
-        us: list[Array] = []
-        vs: list[Array] = [v]
+        rights[0] = v
         alphas: list[float] = []
         betas: list[float] = []
-        for _ in range(min(BASIS, max_iter - done)):
-            u = _apart(ahead(vs[-1]) - (betas[-1] * us[-1] if us else 0), us)
+        for k in range(min(BASIS, max_iter - done)):
+            u = ahead(rights[k])
             done += 1
+            if lefts is None:
+                lefts = np.empty((BASIS, u.size))
+            u = _apart(u, lefts[:k])
             alphas.append(float(np.linalg.norm(u)))
-            us.append(u / alphas[-1] if alphas[-1] > 0 else u)
-            w = _apart(back(us[-1]) - alphas[-1] * vs[-1], vs)
+            lefts[k] = u / alphas[k] if alphas[k] > 0 else u
+            w = _apart(back(lefts[k]), rights[: k + 1])
             betas.append(float(np.linalg.norm(w)))
-            if not np.isfinite(alphas[-1] + betas[-1]):
+            if not np.isfinite(alphas[k] + betas[k]):
                 return Bound(np.nan, "lower", None, np.nan, {"iterations": done})
             left, s, right = np.linalg.svd(np.diag(alphas) + np.diag(betas[:-1], 1))
             value = float(s[0])
-            residual = betas[-1] * abs(float(left[-1, 0])) / value if value > 0 else 0.0
-            v = np.tensordot(right[0], np.stack(vs), 1)
-            if residual <= tol or betas[-1] <= 1e-14 * value:
-                return Bound(value, "lower", v.reshape(shape), residual, {"iterations": done})
-            vs.append(w / betas[-1])
+            residual = betas[k] * abs(float(left[-1, 0])) / value if value > 0 else 0.0
+            if residual <= tol or betas[k] <= 1e-14 * value:
+                best = right[0] @ rights[: k + 1]
+                return Bound(value, "lower", best.reshape(shape), residual, {"iterations": done})
+            rights[k + 1] = w / betas[k]
+        v = right[0] @ rights[: k + 1]
         v = v / np.linalg.norm(v)
     return Bound(value, "lower", v.reshape(shape), residual, {"iterations": done})
 
 
-def _apart(v: Array, basis: list[Array]) -> Array:
-    """What of v is orthogonal to the basis; twice is enough (Parlett)."""
-    for _ in range(2):
-        if basis:
-            q = np.stack(basis)
-            v = v - (q @ v) @ q
+def _apart(v: Array, basis: Array) -> Array:
+    """What of v is orthogonal to the rows; twice is enough (Parlett)."""
+    for _ in range(2 if len(basis) else 0):
+        v = v - (basis @ v) @ basis
     return v
 
 

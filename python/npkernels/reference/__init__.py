@@ -14,7 +14,11 @@ array([0.5, 0.5])
 from . import lipschitz as lipschitz
 from . import perturb as perturb
 from .attention import attention, attention_weights, merge_attention
+from .attention_grads import attention_jvp, attention_vjp
+from .attention_varlen import attention_varlen, attention_varlen_vjp
+from .cached_attention import cached_attention
 from .losses import cross_entropy, nll_loss
+from .multi_head import multi_head_attention, multi_head_attention_vjp
 from .rotary import rotary_embedding, rotary_embedding_vjp
 from .softmax import (
     entropy,
@@ -32,7 +36,12 @@ from .token_stats import perplexity, token_log_probs, token_log_probs_vjp
 
 __all__ = [
     "attention",
+    "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_vjp",
+    "attention_vjp",
     "attention_weights",
+    "cached_attention",
     "cross_entropy",
     "entropy",
     "log_softmax",
@@ -42,6 +51,8 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "multi_head_attention",
+    "multi_head_attention_vjp",
     "nll_loss",
     "perplexity",
     "rotary_embedding",

@@ -4,143 +4,41 @@ B batch, Hq/Hkv query/key heads (Hq a multiple of Hkv), S queries, K keys, D hea
 
 q (B, Hq, S, D)   k (B, Hkv, K, D)   v (B, Hkv, K, Dv); without B, or without B and H, what is missing is 1
 
-1. scores (B, Hq, S, K) = scale * q @ k^T + bias; query head h uses key head h // (Hq / Hkv)
-2. allowed: `mask`, and with `causal` the keys j <= i + offset of query i
-3. weights = softmax of the scores over the allowed keys; all 0 where no key is allowed or all allowed scores
-are -inf 4. out = weights @ v, in which a weight of exactly 0 contributes nothing, not even 0 * NaN
+1. scores (B, Hq, S, K), -inf where a key is hidden: see _attention_scores.py
+2. weights = softmax of the scores over the allowed keys, and the sink if there is one; all 0 where no key is allowed
+   or all allowed scores are -inf. lse is the logarithm of the denominator
+3. dropout: weights are 0 or divided by 1 - dropout_p; see dropout.py
+4. out = weights @ v, in which a weight of exactly 0 contributes nothing, not even 0 * NaN
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import numpy as np
 
-from ._common import (
-    Array,
-    ArrayLike,
-    BoolArray,
-    IntArray,
-    as_array,
-    as_index,
-    as_mask,
-    broadcast,
-    check_shape,
-    like,
-    working,
+from ._attention_scores import (
+    Causal,
+    Options,
+    Scores,
+    check_kv,
+    check_qk,
+    from_4d,
+    repeat_heads,
+    scores,
+    softmax_of,
+    to_4d,
+    weighted_sum,
 )
+from ._common import Array, ArrayLike, check_shape, like, working
+from .dropout import dense_rows, dropout_factor, dropped
 from .softmax import plain_logsumexp, plain_softmax
 
-Causal = bool | Literal["top_left", "bottom_right"]
 
-
-def _to_4d(x: Array) -> Array:
-    return x.reshape((1,) * (4 - x.ndim) + x.shape)
-
-
-def _from_4d(x: Array, ndim: int) -> Array:
-    """A result (B, Hq, ...) for inputs of `ndim` dimensions: without the leading ones that were added."""
-    return x.reshape(x.shape[4 - ndim :])
-
-
-def _check_qk(function: str, q: Array, k: Array) -> None:
-    if q.ndim not in (2, 3, 4):
-        raise ValueError(f"{function}: q has shape {q.shape}; expected (B, H, S, D), (H, S, D) or (S, D)")
-    if k.ndim != q.ndim:
-        raise ValueError(f"{function}: k has {k.ndim} dimensions, q has {q.ndim}; they must agree")
-    if k.shape[-1] != q.shape[-1]:
-        raise ValueError(f"{function}: k has head size {k.shape[-1]}, q has {q.shape[-1]}; they must agree")
-    if q.ndim == 4 and k.shape[0] != q.shape[0]:
-        raise ValueError(f"{function}: k has batch {k.shape[0]}, q has {q.shape[0]}; they must agree")
-    if q.ndim > 2:
-        heads_q, heads_k = q.shape[-3], k.shape[-3]
-        if heads_q % heads_k if heads_k else heads_q:
-            raise ValueError(
-                f"{function}: k has {heads_k} heads, q has {heads_q}; q heads must be a multiple of k heads"
-            )
-
-
-def _repeat_heads(x: Array, heads: int) -> Array:
-    """(B, Hkv, K, D) -> (B, heads, K, D): each key head is used by heads / Hkv query heads in a row."""
-    return np.repeat(x, heads // x.shape[1], axis=1) if x.shape[1] else x
-
-
-def _offset(function: str, causal: Causal, q_offset: Any, batch: int, queries: int, keys: int) -> IntArray:
-    """(B, 1, 1, 1): query i stands at key position i + offset."""
-    if q_offset is not None:
-        offset = as_index(function, "q_offset", q_offset)
-        if offset.shape not in ((), (batch,)):
-            raise ValueError(
-                f"{function}: q_offset has shape {offset.shape}; expected an integer or ({batch},)"
-            )
-    else:
-        offset = np.asarray(keys - queries if causal == "bottom_right" else 0)
-    return np.broadcast_to(offset, (batch,)).reshape(batch, 1, 1, 1)
-
-
-def _allowed(
-    function: str, mask: ArrayLike | None, causal: Causal, q_offset: Any, shape: tuple[int, int, int, int]
-) -> BoolArray:
-    """Which query may attend to which key, at the shape of the scores."""
-    batch, _, queries, keys = shape
-    if causal not in (False, True, "top_left", "bottom_right"):
-        raise ValueError(
-            f"{function}: causal is {causal!r}; expected False, True, 'top_left' or 'bottom_right'"
-        )
-    if causal is True and q_offset is None and queries != keys:
-        raise ValueError(
-            f"{function}: causal=True with {queries} queries and {keys} keys has two meanings; "
-            "say causal='top_left', causal='bottom_right' or give q_offset"
-        )
-    offset = _offset(function, causal, q_offset, batch, queries, keys)
-    allowed = as_mask(function, mask, shape)
-    if allowed is None:
-        allowed = np.ones(shape, dtype=bool)
-    if causal:
-        i, j = np.arange(queries)[:, None], np.arange(keys)
-        allowed = allowed & (j <= i + offset)
-    return allowed
-
-
-def _masked_scores(
-    function: str,
-    q: Array,
-    k: Array,
-    mask: ArrayLike | None,
-    bias: ArrayLike | None,
-    causal: Causal,
-    scale: float | None,
-    q_offset: Any,
-) -> tuple[Array, BoolArray]:
-    """The scores (B, Hq, S, K), -inf where a query may not attend to a key, and where it may."""
-    q, k = _to_4d(q), _to_4d(k)
-    if scale is None:
-        scale = 1 / np.sqrt(q.dtype.type(max(q.shape[-1], 1)))
-    elif not math.isfinite(scale):
-        raise ValueError(f"{function}: scale is {scale}; expected a finite number")
-    s: Array = scale * (q @ np.swapaxes(_repeat_heads(k, q.shape[1]), -1, -2))
-    if bias is not None:
-        if as_array(bias).dtype == np.bool_:
-            raise TypeError(f"{function}: bias has dtype bool; expected numbers (mask= takes bool)")
-        s = s + broadcast(function, "bias", like(function, "bias", bias, s), s.shape)
-    allowed = _allowed(function, mask, causal, q_offset, s.shape)
-    return np.where(allowed, s, -np.inf), allowed
-
-
-def weighted_sum(weights: Array, values: Array) -> Array:
-    """``weights (..., S, K) @ values (..., K, D)``, in which a weight of exactly 0 contributes nothing.
-
-    That differs from a matrix product only at the values that are not finite, so those are added key by key.
-    """
-    total: Array = weights @ np.where(np.isfinite(values), values, 0)
-    wild = ~np.isfinite(values)
-    for key in np.flatnonzero(wild.any(axis=tuple(i for i in range(values.ndim) if i != values.ndim - 2))):
-        w = weights[..., key, None]
-        terms = w * np.where(wild, values, 0)[..., key, None, :]
-        total = total + np.where(w == 0, 0, terms)
-    return total
+def forward(z: Scores, v: Array, dropout: Array | None) -> tuple[Array, Array]:
+    """Output (B, Hq, S, Dv) and lse (B, Hq, S) of values (B, Hkv, K, Dv)."""
+    weights, lse = softmax_of(z)
+    return weighted_sum(dropped(weights, dropout), repeat_heads(v, z.s.shape[1])), lse
 
 
 @np.errstate(all="ignore")
@@ -152,15 +50,23 @@ def attention(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     causal: Causal = False,
+    window: Sequence[int] | None = None,
+    softcap: float = 0.0,
     scale: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     q_offset: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
     return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """``softmax(scale * q @ k^T + bias) @ v`` over the allowed keys; `return_lse` adds the scores' logsumexp.
+    """``softmax(scores) @ v`` over the allowed keys; `return_lse` adds the logarithm of the denominators.
 
-    `mask` is bool, True = may attend. `scale` is 1 / sqrt(D) by default. `causal` sets the offset of the
-    queries: "top_left" 0, "bottom_right" K - S; an explicit `q_offset` (integer or (B,)) goes before both.
-    True means "top_left" and is refused where the two differ.
+    mask: bool, bias: numbers, broadcast to (B, Hq, S, K); True = may attend. scale: 1 / sqrt(D) by default.
+    causal: "top_left", "bottom_right", or True where both are the same. window: (left, right), -1 = open.
+    softcap: 0 = none. alibi_slopes: (Hq,) or (B, Hq). sinks: (Hq,). q_offset: an integer or (B,).
+    kv_lengths: (B,); keys from there on do not exist. dropout_seed: an integer, modulo 2^64.
 
     Examples
     --------
@@ -169,18 +75,15 @@ def attention(
     array([[1.],
            [2.]])
     """
+    options = Options(mask, bias, causal, window, softcap, scale, alibi_slopes, sinks, q_offset, kv_lengths)
     q, k, v = working("attention", q=q, k=k, v=v)
-    _check_qk("attention", q, k)
-    if v.shape[:-1] != k.shape[:-1]:
-        raise ValueError(
-            f"attention: v has shape {v.shape}, k has {k.shape}; all but the last dimension must agree"
-        )
-    s, allowed = _masked_scores("attention", q, k, mask, bias, causal, scale, q_offset)
-    weights = plain_softmax(s, allowed, -1)
-    out = weighted_sum(weights, _repeat_heads(_to_4d(v), s.shape[1]))
-    if not return_lse:
-        return _from_4d(out, q.ndim)
-    return _from_4d(out, q.ndim), _from_4d(plain_logsumexp(s, -1)[..., 0], q.ndim)
+    check_qk("attention", q, k)
+    check_kv("attention", k, v)
+    z = scores("attention", to_4d(q), to_4d(k), options)
+    rows, keys = dense_rows(z.s.shape[:-1]), z.s.shape[-1]
+    dropout = dropout_factor("attention", dropout_p, dropout_seed, rows, keys, q)
+    out, lse = forward(z, to_4d(v), dropout)
+    return (from_4d(out, q.ndim), from_4d(lse, q.ndim)) if return_lse else from_4d(out, q.ndim)
 
 
 @np.errstate(all="ignore")
@@ -191,10 +94,15 @@ def attention_weights(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     causal: Causal = False,
+    window: Sequence[int] | None = None,
+    softcap: float = 0.0,
     scale: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     q_offset: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
 ) -> Array:
-    """The weights (B, Hq, S, K) that `attention` gives to the values.
+    """The weights (B, Hq, S, K) that `attention` gives to the values; with `sinks` they sum to less than 1.
 
     Examples
     --------
@@ -203,10 +111,11 @@ def attention_weights(
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
+    options = Options(mask, bias, causal, window, softcap, scale, alibi_slopes, sinks, q_offset, kv_lengths)
     q, k = working("attention_weights", q=q, k=k)
-    _check_qk("attention_weights", q, k)
-    s, allowed = _masked_scores("attention_weights", q, k, mask, bias, causal, scale, q_offset)
-    return _from_4d(plain_softmax(s, allowed, -1), q.ndim)
+    check_qk("attention_weights", q, k)
+    weights, _ = softmax_of(scores("attention_weights", to_4d(q), to_4d(k), options))
+    return from_4d(weights, q.ndim)
 
 
 @np.errstate(all="ignore")

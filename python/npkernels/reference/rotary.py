@@ -70,22 +70,25 @@ def _cos_sin(
     return c[index], s[index]
 
 
-def _rotate(
-    function: str,
-    name: str,
-    x: ArrayLike,
-    positions: ArrayLike | None,
-    cos: ArrayLike | None,
-    sin: ArrayLike | None,
-    base: float,
-    interleaved: bool,
-    rotary_dim: int | None,
-    direction: int,
-) -> Array:
-    """The rotation (direction 1) or its transpose (direction -1)."""
+def _checked(function: str, name: str, x: ArrayLike) -> Array:
     (a,) = working(function, **{name: x})
     if a.ndim < 2:
         raise ValueError(f"{function}: {name} has shape {a.shape}; expected (..., S, D)")
+    return a
+
+
+def rotate(
+    function: str,
+    a: Array,
+    direction: int,
+    positions: ArrayLike | None = None,
+    cos: ArrayLike | None = None,
+    sin: ArrayLike | None = None,
+    base: float = 10000.0,
+    interleaved: bool = False,
+    rotary_dim: int | None = None,
+) -> Array:
+    """The rotation (direction 1) or its transpose (direction -1) of an array in working precision."""
     size = a.shape[-1]
     r = size if rotary_dim is None else rotary_dim
     if r % 2 or not 0 <= r <= size:
@@ -125,7 +128,8 @@ def rotary_embedding(
     array([[1.    , 0.    ],
            [0.5403, 0.8415]])
     """
-    return _rotate("rotary_embedding", "x", x, positions, cos, sin, base, interleaved, rotary_dim, 1)
+    a = _checked("rotary_embedding", "x", x)
+    return rotate("rotary_embedding", a, 1, positions, cos, sin, base, interleaved, rotary_dim)
 
 
 @np.errstate(all="ignore")
@@ -148,4 +152,5 @@ def rotary_embedding_vjp(
     array([[1., 2.],
            [3., 4.]])
     """
-    return _rotate("rotary_embedding_vjp", "dy", dy, positions, cos, sin, base, interleaved, rotary_dim, -1)
+    a = _checked("rotary_embedding_vjp", "dy", dy)
+    return rotate("rotary_embedding_vjp", a, -1, positions, cos, sin, base, interleaved, rotary_dim)

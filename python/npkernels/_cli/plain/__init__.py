@@ -7,13 +7,11 @@ specification is `npkernels.reference`.
 """
 
 from npkernels._cli.plain import perturb
-from npkernels._cli.plain.attention import (
-    attention,
-    attention_weights,
-    merge_attention,
-    rotary_embedding,
-    rotary_embedding_vjp,
-)
+from npkernels._cli.plain.attention import attention, attention_weights, merge_attention
+from npkernels._cli.plain.attention_grads import attention_jvp, attention_vjp
+from npkernels._cli.plain.attention_varlen import attention_varlen, attention_varlen_vjp
+from npkernels._cli.plain.multi_head import multi_head_attention, multi_head_attention_vjp
+from npkernels._cli.plain.rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._cli.plain.softmax import (
     cross_entropy,
     entropy,
@@ -34,6 +32,10 @@ from npkernels._cli.plain.softmax import (
 
 __all__ = [
     "attention",
+    "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_vjp",
+    "attention_vjp",
     "attention_weights",
     "cross_entropy",
     "entropy",
@@ -44,6 +46,8 @@ __all__ = [
     "logsumexp_jvp",
     "logsumexp_vjp",
     "merge_attention",
+    "multi_head_attention",
+    "multi_head_attention_vjp",
     "nll_loss",
     "perplexity",
     "perturb",

@@ -1,0 +1,113 @@
+// Rows of queries, keys and values: where they lie, and bringing them into the compute type T.
+#pragma once
+
+#include "attention_call.h"
+#include "row_driver.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+template <class S, class T>
+inline void widen_as(const char* from, int64_t n, T* to) {
+  const S* p = reinterpret_cast<const S*>(from);
+  for (int64_t i = 0; i < n; i += kLanes<T>) store_upto(to + i, load_upto(p + i, n - i, T(0)), n - i);
+}
+
+// n adjacent entries of any dtype as numbers of T.
+template <class T>
+inline void widen(const char* from, DType dtype, int64_t n, T* to) {
+  switch (dtype) {
+    case DType::boolean:
+      for (int64_t i = 0; i < n; ++i) to[i] = from[i] ? T(1) : T(0);
+      return;
+    case DType::int8:
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(static_cast<signed char>(from[i]));
+      return;
+    case DType::float16:
+      if constexpr (sizeof(T) == sizeof(float)) widen_as<Half>(from, n, to);
+      return;
+    case DType::bfloat16:
+      if constexpr (sizeof(T) == sizeof(float)) widen_as<BFloat>(from, n, to);
+      return;
+    default:
+      widen_as<T>(from, n, to);
+  }
+}
+
+// n numbers of T into adjacent entries of a floating dtype, rounded to nearest.
+template <class T>
+inline void narrow(const T* from, int64_t n, DType dtype, char* to) {
+  const auto write = [&](auto* p) {
+    for (int64_t i = 0; i < n; i += kLanes<T>) store_upto(p + i, load_upto(from + i, n - i, T(0)), n - i);
+  };
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (dtype == DType::float16) return write(reinterpret_cast<Half*>(to));
+    if (dtype == DType::bfloat16) return write(reinterpret_cast<BFloat*>(to));
+  }
+  write(reinterpret_cast<T*>(to));
+}
+
+// Entries of a row of n, rounded up to whole registers.
+template <class T>
+inline int64_t padded(int64_t n) {
+  return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// The keys or the values of one sequence and key head, n entries each.
+template <class T>
+class KeyRows {
+ public:
+  KeyRows(const KeyArray& array, const Sequence& sequence, int64_t head, int64_t n)
+      : array_(array), sequence_(sequence), head_(head), n_(n) {
+    direct_ = array.dtype == (sizeof(T) == sizeof(float) ? DType::float32 : DType::float64) && !array.table;
+  }
+
+  // Whether rows are read where they lie.
+  bool direct() const { return direct_; }
+
+  const char* at(int64_t key) const {
+    const int64_t row = sequence_.k_first + key;
+    if (!array_.table)
+      return array_.data + sequence_.batch * array_.batch + head_ * array_.head + row * array_.row;
+    return array_.data + page(row) * array_.batch + head_ * array_.head + row % array_.page_size * array_.row;
+  }
+
+  // Rows first .. first+count-1 in the compute type: where they lie, or brought into `room` (count, padded
+  // n).
+  const T* rows(int64_t first, int count, T* room, int64_t* pitch) const {
+    if (direct_) {
+      *pitch = array_.row / int64_t(sizeof(T));
+      return reinterpret_cast<const T*>(at(first));
+    }
+    *pitch = padded<T>(n_);
+    for (int i = 0; i < count; ++i) {
+      T* to = room + i * *pitch;
+      widen(at(first + i), array_.dtype, n_, to);
+      if (array_.row_scale) {
+        const T scale = static_cast<T>(*scale_of(first + i));
+        for (int64_t d = 0; d < n_; ++d) to[d] *= scale;
+      }
+    }
+    return room;
+  }
+
+ private:
+  int64_t page(int64_t row) const {
+    return array_.table[sequence_.batch * array_.pages_per_entry + row / array_.page_size];
+  }
+  const float* scale_of(int64_t key) const {
+    const int64_t row = sequence_.k_first + key;
+    if (!array_.table)
+      return array_.row_scale + sequence_.batch * array_.scale_batch + head_ * array_.scale_head + row;
+    return array_.row_scale + page(row) * array_.scale_batch + head_ * array_.scale_head +
+           row % array_.page_size;
+  }
+
+  const KeyArray& array_;
+  const Sequence& sequence_;
+  int64_t head_, n_;
+  bool direct_;
+};
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA

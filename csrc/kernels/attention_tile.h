@@ -1,0 +1,146 @@
+// The small dense pieces that all attention kernels are made of: products of tiles and transposes.
+//
+// Every product has the form  c[m][lane] (+)= sum over i of a(m, i) * b[i][lane]:  a is read one scalar at a
+// time and broadcast, so it is used where it lies; b and c are rows of whole registers.
+#pragma once
+
+#include "row_driver.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+// Where a(m, i) lies: at a[m * pitch + i], or at a[i * pitch + m].
+enum class Lies { by_rows, by_steps };
+
+// Registers across a product, and rows of the register tile beside N of them: the sums, a row of b and a
+// scalar fill the register file.
+constexpr int kMostAcross = kRegisters >= 32 || kHasFma ? 3 : 2;
+template <int N>
+constexpr int kTileRows = kRegisters >= 32 ? (N == 3   ? 8
+                                              : N == 2 ? 12
+                                                       : 16)
+                          : kHasFma        ? (N == 3   ? 4
+                                              : N == 2 ? 6
+                                                       : 12)
+                                           : (N == 2 ? 4 : 8);
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+template <int M, int N, Lies kLies, bool kAccumulate, class T>
+inline void multiply_tile(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t steps, T* c,
+                          int64_t c_pitch) {
+  Vec<T> acc[M][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[m][n] = splat(T(0));
+  for (int64_t i = 0; i < steps; ++i) {
+    Vec<T> row[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) row[n] = load(b + i * b_pitch + n * kLanes<T>);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = fma(scalar, row[n], acc[m][n]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      T* to = c + m * c_pitch + n * kLanes<T>;
+      store(to, kAccumulate ? load(to) + acc[m][n] : acc[m][n]);
+    }
+}
+
+// c (rows, N registers) = or += a (rows, steps) b (steps, N registers).
+template <int N, Lies kLies, bool kAccumulate, class T>
+inline void multiply(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows, int64_t steps,
+                     T* c, int64_t c_pitch) {
+  int64_t m = 0;
+  const auto strip = [&](auto height) {
+    constexpr int M = decltype(height)::value;
+    for (; m + M <= rows; m += M)
+      multiply_tile<M, N, kLies, kAccumulate>(kLies == Lies::by_rows ? a + m * a_pitch : a + m, a_pitch, b,
+                                              b_pitch, steps, c + m * c_pitch, c_pitch);
+  };
+  strip(Count<kTileRows<N>>{});
+  if constexpr (kTileRows<N> > 4) strip(Count<4>{});
+  strip(Count<1>{});
+}
+
+// The same for any number of registers across.
+template <Lies kLies, bool kAccumulate, class T>
+inline void multiply_wide(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows,
+                          int64_t steps, T* c, int64_t c_pitch, int64_t registers) {
+  int64_t n = 0;
+  const auto strip = [&](auto width) {
+    constexpr int N = decltype(width)::value;
+    for (; n + N <= registers; n += N)
+      multiply<N, kLies, kAccumulate>(a, a_pitch, b + n * kLanes<T>, b_pitch, rows, steps, c + n * kLanes<T>,
+                                      c_pitch);
+  };
+  // Two and two rather than three and one.
+  if (registers % kMostAcross == 1 && registers > 1 && kMostAcross == 3)
+    for (; registers - n > 4; n += 3)
+      multiply<3, kLies, kAccumulate>(a, a_pitch, b + n * kLanes<T>, b_pitch, rows, steps, c + n * kLanes<T>,
+                                      c_pitch);
+  else if constexpr (kMostAcross == 3)
+    strip(Count<3>{});
+  strip(Count<2>{});
+  strip(Count<1>{});
+}
+
+// As multiply<N, Lies, true>, but a product whose b is zero adds nothing, whatever its a is.
+template <int N, Lies kLies, class T>
+inline void multiply_careful(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows,
+                             int64_t steps, T* c, int64_t c_pitch) {
+  const Vec<T> zero = splat(T(0));
+  for (int64_t i = 0; i < steps; ++i)
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> bi = load(b + i * b_pitch + n * kLanes<T>);
+      const Mask<T> none = equal(bi, zero);
+      for (int64_t m = 0; m < rows; ++m) {
+        T* to = c + m * c_pitch + n * kLanes<T>;
+        const Vec<T> scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
+        store(to, select(none, load(to), fma(scalar, bi, load(to))));
+      }
+    }
+}
+
+// As multiply_wide<Lies, true>, but a product whose a is zero adds nothing, whatever its b is.
+template <Lies kLies, class T>
+inline void multiply_wide_careful(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows,
+                                  int64_t steps, T* c, int64_t c_pitch, int64_t registers) {
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t i = 0; i < steps; ++i) {
+      const T scalar = kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m];
+      if (scalar == 0) continue;
+      for (int64_t n = 0; n < registers * kLanes<T>; n += kLanes<T>)
+        store(c + m * c_pitch + n, fma(splat(scalar), load(b + i * b_pitch + n), load(c + m * c_pitch + n)));
+    }
+}
+
+// to[j][i] = from[i][j] for i < rows, j < columns.
+template <class T>
+__attribute__((noinline)) void transpose(const T* from, int64_t from_pitch, T* to, int64_t to_pitch,
+                                         int64_t rows, int64_t columns) {
+  constexpr int kSide = kTransposeSide<T>;
+  int64_t i = 0;
+  for (; i + kSide <= rows; i += kSide) {
+    int64_t j = 0;
+    for (; j + kSide <= columns; j += kSide)
+      transpose_square(from + i * from_pitch + j, from_pitch, to + j * to_pitch + i, to_pitch);
+    for (; j < columns; ++j)
+      for (int k = 0; k < kSide; ++k) to[j * to_pitch + i + k] = from[(i + k) * from_pitch + j];
+  }
+  for (; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) to[j * to_pitch + i] = from[i * from_pitch + j];
+}
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA
