@@ -149,6 +149,23 @@ def test_ties_and_zeros(isa):
         assert np.array_equal(perturb.project(x, x, 0, norm=norm), x)
 
 
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+def test_bounds_that_do_not_hold_zero(isa, norm):
+    """What stands beyond the end of a row is no entry outside the bounds, nor one with room."""
+    rng = np.random.default_rng(3)
+    for dtype in (np.float32, np.float64, np.float16):
+        for n in (1, 3, 7, 9, 17, 33):
+            c = (0.5 + 0.1 * rng.random((3, n))).astype(dtype)
+            x = (c + 0.2 * rng.standard_normal((3, n))).astype(dtype)
+            for bounds in ((0.4, 0.7), (np.full(n, 0.4), np.full((3, n), 0.7))):
+                y = perturb.project(x, c, 0.2, norm=norm, bounds=bounds)
+                want = reference.perturb.project(x, c, 0.2, norm=norm, bounds=bounds)
+                np.testing.assert_allclose(
+                    np.float64(y), np.float64(want), atol=4 * float(np.finfo(dtype).eps)
+                )
+                perturb.random_in_ball(c, 0.1, norm=norm, rng=1, bounds=bounds)
+
+
 # --- layouts, options, NaN
 
 

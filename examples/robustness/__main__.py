@@ -6,6 +6,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from sklearn.neural_network import MLPClassifier
@@ -14,6 +15,7 @@ from npkernels import lipschitz, perturb
 from npkernels._plot_anisotropy import anisotropy as draw_anisotropy
 from robustness.digits import BOUNDS, Array, Digits, accuracy, load, train, train_adversarially
 
+Norm: TypeAlias = Literal["inf", 1, 2]
 EPS = (0.05, 0.10, 0.15, 0.20)
 DIM, NEIGHBOURS = 10, 30  # of the tangent spaces
 
@@ -32,11 +34,12 @@ def under_attack(model: MLPClassifier, data: Digits, eps: float) -> dict[str, fl
     }
 
 
-def by_norm(model: MLPClassifier, data: Digits) -> list[tuple[object, float, float, float]]:
+def by_norm(model: MLPClassifier, data: Digits) -> list[tuple[Norm, float, float, float]]:
     """PGD in the three norms: radius, accuracy, and the median distance at which it succeeded."""
     rows = []
+    balls: tuple[tuple[Norm, float], ...] = (("inf", 0.1), (2, 0.5), (1, 3.0))
     gradient = perturb.sklearn_gradient(model)
-    for norm, eps in (("inf", 0.1), (2, 0.5), (1, 3.0)):
+    for norm, eps in balls:
         result = perturb.pgd(
             data.x_test,
             gradient.of(data.y_test),

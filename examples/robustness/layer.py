@@ -1,8 +1,8 @@
-"""``python -m robustness.layer``: how far SmolLM2's first attention layer moves for the worst small change of its input.
+"""``python -m robustness.layer``: how far SmolLM2's first attention layer moves for the worst small change.
 
 The layer: x (S, E), already normalised, to queries, keys and values, rotary positions, causal attention, and the output
-matrix. Its Jacobian at a sentence is never formed: a product with it is one `attention_jvp` between matrix products, one with
-its transpose one `attention_vjp`.
+matrix. Its Jacobian at a sentence is never formed: a product with it is one `attention_jvp` between matrix products,
+one with its transpose one `attention_vjp`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ XOR: Array = np.array([0.0, 1, 1, 0])
 def step_perceptron(x: Array) -> Array:
     """One hidden unit says OR, one says AND, and the output is OR but not AND."""
     hidden = (x @ np.array([[1.0, 1], [1, 1]]) - [0.5, 1.5] > 0).astype(float)
-    return (hidden @ [1.0, -1.0] - 0.5 > 0).astype(float)
+    return np.asarray(hidden @ [1.0, -1.0] - 0.5 > 0, float)
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Smooth:
 
     def __call__(self, x: Array) -> Array:
         """Values (B,)."""
-        return np.tanh(x @ self.w1 + self.b1) @ self.w2 + self.b2
+        return np.asarray(np.tanh(x @ self.w1 + self.b1) @ self.w2 + self.b2)
 
     def gradient(self, x: Array) -> Array:
         """The gradient of the value with respect to x, (B, 2)."""
