@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels._arrays import Array, floating
-from npkernels.lipschitz._local import slopes_of, values_of
-from npkernels.perturb._arguments import amount, check_samples, finite, norm_code
+from npkernels.lipschitz._local import gradient_of, samples_of, slopes_of, values_of
 from npkernels.perturb._attack import distance, in_dtype, positive
 from npkernels.perturb._steps import Norm, steepest_step
 
@@ -240,13 +239,7 @@ def anisotropy(
     (1.0, 10.0)
     """
     name = "anisotropy"
-    points = floating(name, "x", x)
-    code = norm_code(name, norm)
-    check_samples(name, "x", points, 1)
-    one, each = finite(name, "radius", amount(name, "radius", radius, points, 1))
-    r = np.full(len(points), one) if each is None else each
-    if not (r > 0).all():
-        raise ValueError(f"{name}: radius holds 0; expected numbers > 0")
+    points, r, code = samples_of(name, x, radius, norm)
     positive(name, "n", n)
     pools = _pools(name, neighbors, points)
     bases = [tangent_basis(p, pool, k=k, dim=dim) for p, pool in zip(points, pools, strict=True)]
@@ -256,12 +249,7 @@ def anisotropy(
     def slopes(moved: Array) -> Array:
         return slopes_of(name, f, points, np.asarray(moved, points.dtype), at_x, 2)
 
-    given = grad_fn(points)
-    g = floating(
-        name, "what grad_fn gave", given[1] if isinstance(given, tuple) and len(given) == 2 else given
-    )
-    if g.shape != points.shape:
-        raise ValueError(f"{name}: grad_fn gave shape {g.shape}; expected {points.shape}")
+    g = gradient_of(name, grad_fn, points)
     worst = steepest_step(points, in_dtype(g, points.dtype), r, norm=norm)
     delta = worst.astype(np.float64) - points
     euclid = distance(worst, points, 2)

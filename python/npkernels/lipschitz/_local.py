@@ -35,7 +35,8 @@ def slopes_of(name: str, f: Function, x: Array, moved: Array, at_x: Array, norm:
     return np.asarray(np.divide(rise, run, out=np.zeros_like(rise), where=run > 0))
 
 
-def _samples(name: str, x: Any, radius: Any, norm: Any) -> tuple[Array, Array, int]:
+def samples_of(name: str, x: Any, radius: Any, norm: Any) -> tuple[Array, Array, int]:
+    """The samples, a radius > 0 for each, and the norm as a code."""
     points = floating(name, "x", x)
     code = norm_code(name, norm)
     check_samples(name, "x", points, 1)
@@ -102,7 +103,7 @@ def local_lipschitz(
     (3.0, 'lower')
     """
     name = "local_lipschitz"
-    points, r, code = _samples(name, x, radius, norm)
+    points, r, code = samples_of(name, x, radius, norm)
     positive(name, "n", n)
     random = np.random.default_rng(rng)
     shape = points.shape[1:]
@@ -170,14 +171,14 @@ def adversarial_lipschitz(
     5.0
     """
     name = "adversarial_lipschitz"
-    points, r, code = _samples(name, x, radius, norm)
+    points, r, code = samples_of(name, x, radius, norm)
     positive(name, "steps", steps)
     length: Any = r * (2.5 / steps) if step is None else step
     at_x = values_of(name, f, points)
     value, best = np.zeros(len(points)), np.zeros(points.shape)
     now = points
     for k in range(steps + 1):
-        g = _gradient(name, grad_fn, now)
+        g = in_dtype(gradient_of(name, grad_fn, now), points.dtype)
         still = (g == 0).reshape(len(g), -1).all(axis=1)
         if still.any():
             noise = np.random.default_rng(rng).standard_normal(g.shape).astype(g.dtype)
@@ -190,14 +191,15 @@ def adversarial_lipschitz(
     return Bound(value, "lower", best, None, {"steps": steps + 1})
 
 
-def _gradient(name: str, grad_fn: Function, x: Array) -> Array:
+def gradient_of(name: str, grad_fn: Function, x: Array) -> Array:
+    """What grad_fn gives at x, without its losses."""
     given = grad_fn(x)
     g = floating(
         name, "what grad_fn gave", given[1] if isinstance(given, tuple) and len(given) == 2 else given
     )
     if g.shape != x.shape:
         raise ValueError(f"{name}: grad_fn gave shape {g.shape}; expected {x.shape}")
-    return in_dtype(g, x.dtype)
+    return g
 
 
 def clever(
@@ -252,7 +254,7 @@ def clever(
     5.0
     """
     name = "clever"
-    points, r, code = _samples(name, x, radius, norm)
+    points, r, code = samples_of(name, x, radius, norm)
     positive(name, "batches", batches)
     positive(name, "batch_size", batch_size)
     random = generator(name, rng)
@@ -260,10 +262,7 @@ def clever(
     maxima = np.zeros((batches, len(points)))
     for i in range(batches):
         for _ in range(batch_size):
-            given = grad_fn(random_in_ball(points, r, norm=norm, rng=random))
-            g = floating(name, "what grad_fn gave", given[1] if isinstance(given, tuple) else given)
-            if g.shape != points.shape:
-                raise ValueError(f"{name}: grad_fn gave shape {g.shape}; expected {points.shape}")
+            g = gradient_of(name, grad_fn, random_in_ball(points, r, norm=norm, rng=random))
             maxima[i] = np.maximum(maxima[i], distance(g, np.zeros(g.shape), dual))
     fits = [fit_maxima(column) for column in maxima.T]
     return Bound(

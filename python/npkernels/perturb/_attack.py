@@ -121,7 +121,7 @@ class Attack:
     def move(self, x: Array) -> None:
         """Go on to the next points, but for samples that have succeeded."""
         self.steps += 1
-        self.x = self._where(self.found, self.best, x) if self.found.any() else x
+        self.x = self.where(self.found, self.best, x) if self.found.any() else x
         if self.success is None and self.loss is None:
             self.best = self.x
 
@@ -131,7 +131,7 @@ class Attack:
         x = random_in_ball(self.clean, self.eps, rng=rng, **options)
         if self.options["mask"] is not None:
             x = np.where(self.options["mask"], x, self.clean)
-        self.x = self._where(self.found, self.best, x)
+        self.x = self.where(self.found, self.best, x)
 
     def finish_run(self) -> None:
         """Judge the last points."""
@@ -139,18 +139,19 @@ class Attack:
         if self.loss is not None and not self.finished():
             self.gradient()
         elif self.loss is None:
-            self.best = self._where(self.found, self.best, self.x)
+            self.best = self.where(self.found, self.best, self.x)
 
     def finished(self) -> bool:
         """Whether every sample has succeeded."""
         return bool(self.found.all()) and self.success is not None
 
     def _keep(self, which: Array, value: Array | None = None) -> None:
-        self.best = self._where(which, self.x, self.best)
+        self.best = self.where(which, self.x, self.best)
         if value is not None:
             self.best_loss = np.where(which, value, self.best_loss)
 
-    def _where(self, which: Array, a: Array, b: Array) -> Array:
+    def where(self, which: Array, a: Array, b: Array) -> Array:
+        """Samples of a where `which`, else of b."""
         return np.where(which.reshape(-1, *(1,) * (self.clean.ndim - 1)), a, b)
 
     def result(self) -> AttackResult:

@@ -283,8 +283,8 @@ def apgd(
             raise ValueError(f"{name}: grad_fn gave no losses; expected a pair (losses, gradient)")
         again = schedule.halve(k, -attack.loss if targeted else attack.loss, attack.best_loss)
         if again.any():  # from the best points, where the gradient is another one
-            attack.x = attack._where(again & ~attack.found, attack.best, attack.x)
-            before = attack._where(again, attack.x, before)
+            attack.x = attack.where(again & ~attack.found, attack.best, attack.x)
+            before = attack.where(again, attack.x, before)
             g = attack.gradient()
         z = pgd_step(
             attack.x, attack.clean, g, schedule.step, eps, targeted=attack.targeted, **attack.options
