@@ -13,3 +13,4 @@ void bind_attention(py::module_& m);
 void bind_advantages(py::module_& m);
 void bind_policy(py::module_& m);
 void bind_returns(py::module_& m);
+void bind_perturb(py::module_& m);

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_advantages(m);
   bind_policy(m);
   bind_returns(m);
+  bind_perturb(m);
 }

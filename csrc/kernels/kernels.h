@@ -36,5 +36,10 @@ void token_policy_loss(const TokenPolicyCall&);
 void scan(const ScanCall&);
 void beam_step(const BeamCall&);
 void sample(const SampleCall&);
+void step_linf(const PerturbCall&);
+void step_norms(const PerturbCall&);
+void momentum(const PerturbCall&);
+void random_in_ball(const PerturbCall&);
+void outside_bounds(const PerturbCall&);
 
 }  // namespace npkernels::NPK_ISA

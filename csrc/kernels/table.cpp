@@ -34,6 +34,12 @@ const KernelTable table = {
     scan,
     beam_step,
     sample,
+    // perturbation
+    step_linf,
+    step_norms,
+    momentum,
+    random_in_ball,
+    outside_bounds,
 };
 
 }  // namespace npkernels::NPK_ISA

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_call.h"
+#include "perturb_call.h"
 #include "row_call.h"
 
 namespace npkernels {
@@ -46,6 +47,12 @@ struct KernelTable {
   void (*scan)(const ScanCall&);
   void (*beam_step)(const BeamCall&);
   void (*sample)(const SampleCall&);
+  // perturbation: steps and projections by the norm inf, and by 1 and 2
+  void (*step_linf)(const PerturbCall&);
+  void (*step_norms)(const PerturbCall&);
+  void (*momentum)(const PerturbCall&);
+  void (*random_in_ball)(const PerturbCall&);
+  void (*outside_bounds)(const PerturbCall&);  // counts in `nans`
 };
 
 // The table in use (csrc/dispatch.cpp).

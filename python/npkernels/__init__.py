@@ -1,7 +1,7 @@
 """The hot CPU kernels of reasoning models: NumPy arrays in and out, no deep-learning framework needed."""
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
-from npkernels import plot, reference
+from npkernels import lipschitz, perturb, plot, reference
 from npkernels._advantages import advantages_from_stats, group_advantages, group_stats, merge_group_stats
 from npkernels._attention import attention, attention_weights, merge_attention
 from npkernels._attention_grads import attention_jvp, attention_vjp
@@ -75,6 +75,7 @@ __all__ = [
     "group_stats",
     "isa",
     "kl_divergence",
+    "lipschitz",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -89,6 +90,7 @@ __all__ = [
     "num_threads",
     "pass_at_k",
     "perplexity",
+    "perturb",
     "plot",
     "policy_loss",
     "reference",

@@ -70,7 +70,8 @@ def compare(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         copies = tuple(_copy(a) for a in args)
         copied = {key: _copy(value) for key, value in kwargs.items() if key != "out"}
         result = function(*args, **kwargs)
-        expected = getattr(reference, function.__name__)(*copies, **copied)
+        family = getattr(reference, function.__module__.split(".")[1], reference)
+        expected = getattr(family, function.__name__)(*copies, **copied)
         inputs = [
             a for a in (*copies, *copied.values()) if isinstance(a, np.ndarray) and a.dtype.kind in "fV"
         ]
@@ -88,7 +89,7 @@ def _copy(value: Any) -> Any:
         return copy.deepcopy(value)
     if isinstance(value, list | tuple):
         return type(value)(_copy(v) for v in value)
-    return value
+    return copy.deepcopy(value) if isinstance(value, np.random.Generator) else value
 
 
 def _leaves(place: str, result: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -206,3 +206,37 @@ def beam_step(log_probs: _Array, scores: _Array, width: int) -> tuple[_Array, _A
 def sample(
     logits: _Array, temperature: float, top_k: int, top_p: float, min_p: float, u: _Array
 ) -> _Array: ...
+def perturb_step(
+    function: str,
+    x: _Array,
+    center: _Array | None,
+    grad: _Array | None,
+    length: float,
+    length_array: _Array | None,
+    radius: float,
+    radius_array: _Array | None,
+    norm: int,
+    low: float,
+    high: float,
+    low_array: _Array | None,
+    high_array: _Array | None,
+    targeted: bool,
+    mask: _Array | None,
+    want_nans: bool,
+    out: _Array | None,
+) -> tuple[_Array, int]: ...
+def momentum(
+    velocity: _Array, grad: _Array, decay: float, mask: _Array | None, out: _Array | None
+) -> _Array: ...
+def random_in_ball(
+    center: _Array,
+    radius: float,
+    radius_array: _Array | None,
+    norm: int,
+    key: int,
+    low: float,
+    high: float,
+    low_array: _Array | None,
+    high_array: _Array | None,
+    out: _Array | None,
+) -> _Array: ...

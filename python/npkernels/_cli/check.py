@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def call(kernel: str, case: cases.Case) -> Any:
         target = _copy(case.args[case.inplace])
         args = (*args[: case.inplace], target, *args[case.inplace + 1 :])
         kwargs = {**kwargs, "out": target}
-    return getattr(npkernels, kernel)(*args, **kwargs)
+    return attrgetter(kernel)(npkernels)(*args, **kwargs)
 
 
 def _copy(x: Array) -> Array:

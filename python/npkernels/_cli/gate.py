@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class Expectation:
         self._call = (function, args, kwargs)
         self._orders = 1
         with np.errstate(all="ignore"):
-            exact = dict(arrays(getattr(reference, function)(*args, **kwargs)))
+            exact = dict(arrays(attrgetter(function)(reference)(*args, **kwargs)))
             narrow = self._plain()
         self.leaves = {place: _Leaf.of(exact[place], narrow[place].dtype) for place in exact}
         for place, leaf in self.leaves.items():
@@ -158,7 +159,7 @@ class Expectation:
 
     def _plain(self) -> dict[str, Array]:
         function, args, kwargs = self._call
-        return dict(arrays(getattr(plain, function)(*args, **kwargs)))
+        return dict(arrays(attrgetter(function)(plain)(*args, **kwargs)))
 
     def _try_orders(self, end: int) -> None:
         for k in range(self._orders, end):

@@ -11,6 +11,8 @@ Examples
 array([0.5, 0.5])
 """
 
+from . import lipschitz as lipschitz
+from . import perturb as perturb
 from .attention import attention, attention_weights, merge_attention
 from .attention_grads import attention_jvp, attention_vjp
 from .attention_varlen import attention_varlen, attention_varlen_vjp

@@ -6,6 +6,7 @@ beside. They know the options of the functions, but not the special cases (rows 
 specification is `npkernels.reference`.
 """
 
+from npkernels._cli.plain import perturb
 from npkernels._cli.plain.attention import attention, attention_weights, merge_attention
 from npkernels._cli.plain.attention_grads import attention_jvp, attention_vjp
 from npkernels._cli.plain.attention_varlen import attention_varlen, attention_varlen_vjp
@@ -72,6 +73,7 @@ __all__ = [
     "nll_loss",
     "pass_at_k",
     "perplexity",
+    "perturb",
     "policy_loss",
     "rotary_embedding",
     "rotary_embedding_vjp",
