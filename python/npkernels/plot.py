@@ -1,4 +1,4 @@
-"""Pictures of attention: which query looks at which key. Needs matplotlib, the extra `plot`."""
+"""Pictures: which query looks at which key, and how steep a function is. Needs matplotlib, the extra `plot`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels._arrays import Array, choice, floating, number, shape_error
+from npkernels._plot_anisotropy import anisotropy
+
+__all__ = ["anisotropy", "attention"]
 
 ArrayLike = npt.ArrayLike
 
