@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +15,14 @@ from npkernels._cli.plain import softmax
 from npkernels._cli.plain.sums import total
 from npkernels._grpo_types import GroupAdvantages, PolicyLoss
 from npkernels.reference._common import in_input_dtype
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _as_reference(function: F) -> F:
+    """Say that a function takes what its reference takes: it hands everything on."""
+    function.__signature__ = inspect.signature(getattr(reference, function.__name__))  # type: ignore[attr-defined]
+    return function
 
 
 def _add(x: Array) -> Any:
@@ -31,11 +41,13 @@ def _advantages(name: str, rewards: Any, *args: Any, **kwargs: Any) -> GroupAdva
     return GroupAdvantages(a, result.stats, result.group_index, result.keys)
 
 
+@_as_reference
 def group_advantages(rewards: Any, groups: Any, **kwargs: Any) -> GroupAdvantages:
     """In float64."""
     return _advantages("group_advantages", rewards, groups, **kwargs)
 
 
+@_as_reference
 def advantages_from_stats(rewards: Any, groups: Any, stats: Any, **kwargs: Any) -> GroupAdvantages:
     """In float64."""
     return _advantages("advantages_from_stats", rewards, groups, stats, **kwargs)
@@ -53,6 +65,7 @@ def merge_group_stats(a: Any, b: Any) -> tuple[Any, Array]:
         return reference.merge_group_stats(a, b)
 
 
+@_as_reference
 def policy_loss(logp: Any, *args: Any, **kwargs: Any) -> PolicyLoss:
     """In the dtype of logp."""
     with in_input_dtype(_add):
@@ -67,6 +80,7 @@ def policy_loss(logp: Any, *args: Any, **kwargs: Any) -> PolicyLoss:
     return PolicyLoss(dtype.type(r.loss), dataclasses.replace(r.metrics, **fields), dlogp)
 
 
+@_as_reference
 def token_policy_loss(
     logits: Array,
     ids: Array,
@@ -89,18 +103,21 @@ def token_policy_loss(
     return PolicyLoss(r.loss, r.metrics, None, dlogits)
 
 
+@_as_reference
 def kl_divergence(logp: Any, ref_logp: Any, estimator: str = "k3", **kwargs: Any) -> Array:
     """In the dtype of logp."""
     with in_input_dtype(_add):
         return reference.kl_divergence(logp, ref_logp, estimator, **kwargs)
 
 
+@_as_reference
 def discounted_returns(rewards: Any, gamma: Any, **kwargs: Any) -> Array:
     """In the dtype of rewards."""
     with in_input_dtype(_add):
         return reference.discounted_returns(rewards, gamma, **kwargs).astype(_floating(rewards))
 
 
+@_as_reference
 def gae(rewards: Any, values: Any, **kwargs: Any) -> tuple[Array, Array]:
     """In the dtype of rewards."""
     with in_input_dtype(_add):
@@ -113,6 +130,7 @@ def pass_at_k(n: Any, c: Any, k: Any) -> Array:
     return np.asarray(reference.pass_at_k(n, c, k)).astype(np.float64)
 
 
+@_as_reference
 def sample(logits: Any, **kwargs: Any) -> Array:
     """As the reference has it: tokens are exact."""
     return reference.sample(logits, **kwargs)
