@@ -34,10 +34,16 @@ struct Norms {
       d = steepest(call, reader, sample, amount(call.step, sample));
     }
     // An entry that does not take part stays, and has no distance: its gradient reads as 0.
-    const bool stepped = call.stepped;
-    const auto moved = [d, stepped](const Chunk<S>& c, int i) {
-      return stepped ? c.x_at(i) + d.of(known_gradient(c, i)) : c.x_at(i);
-    };
+    if (call.stepped)
+      onto(call, reader, sample,
+           [d](const Chunk<S>& c, int i) { return c.x_at(i) + d.of(known_gradient(c, i)); });
+    else
+      onto(call, reader, sample, [](const Chunk<S>& c, int i) { return c.x_at(i); });
+  }
+
+  // moved(chunk, i) is z.
+  template <class Moved>
+  static void onto(const PerturbCall& call, Reader<S>& reader, int64_t sample, Moved moved) {
     if (!call.centered)
       emit_chunks(call, reader, sample, [&](const Chunk<S>& c) {
         for (int i = 0; i < c.n; i += kLanes<T>)
@@ -45,8 +51,10 @@ struct Norms {
       });
     else if (call.norm == 2)
       onto_l2(call, reader, sample, moved);
+    else if (call.bounded)
+      onto_l1<true>(call, reader, sample, moved);
     else
-      onto_l1(call, reader, sample, moved);
+      onto_l1<false>(call, reader, sample, moved);
   }
 
   static double amount(const RowAmount& a, int64_t sample) {
@@ -74,7 +82,7 @@ struct Norms {
 
   // y = c + sign(z - c) min(max(a - t, 0), room) with the t at which the sum of these is the radius.
   // a and room are multiplied by a power of two where their sums would overflow.
-  template <class Moved>
+  template <bool kBounded, class Moved>
   static void onto_l1(const PerturbCall& call, Reader<S>& reader, int64_t sample, Moved moved) {
     const T infinity = static_cast<T>(INFINITY);
     const Vec<T> zero = splat(T(0));
@@ -91,7 +99,7 @@ struct Norms {
       return max_of(zero, (absolute<T>(distance(c, i)) * splat(scale) - splat(most)) - splat(rest));
     };
     const auto room = [&](const Chunk<S>& c, int i) {
-      if (!call.bounded) return splat(infinity);
+      if (!kBounded) return splat(infinity);
       const Vec<T> center = c.center_at(i);
       const Vec<T> up = c.high.at(i, c.n) - center, down = center - c.low.at(i, c.n);
       return max_of(zero,
@@ -102,7 +110,12 @@ struct Norms {
       Sum sum;
       each_chunk(call, reader, sample, [&](const Chunk<S>& c) {
         sum.add(sum_of<T>(c.n, [&](int i, Vec<T> part) {
-          const Vec<T> r = shrunk(c, i, t), most = room(c, i);
+          const Vec<T> r = shrunk(c, i, t);
+          if constexpr (!kBounded) {
+            result.rising += count(greater(r, zero));
+            return part + r;
+          }
+          const Vec<T> most = room(c, i);
           result.rising += count(greater(select(greater(most, r), r, zero), zero));
           return part + min_of(most, r);
         }));
