@@ -43,7 +43,7 @@ struct BFloat {
 }  // namespace
 }  // namespace npkernels::NPK_ISA
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(NPK_EMULATE_AVX512)
 #include "x86_avx512.h"
 #elif defined(__AVX2__)
 #include "x86_avx2.h"
