@@ -10,6 +10,7 @@
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 #undef _mm512_cvtps_ph
+#undef _mm512_dpbf16_ps
 #undef _mm512_extractf32x8_ps
 
 namespace npkernels::NPK_ISA {
@@ -98,6 +99,25 @@ inline __m512d _mm512_mask_loadu_pd(__m512d fill, __mmask8 m, const double* p) {
 }
 inline void _mm512_mask_storeu_ps(float* p, __mmask16 m, __m512 v) { store_masked(p, m, v); }
 inline void _mm512_mask_storeu_pd(double* p, __mmask8 m, __m512d v) { store_masked(p, m, v); }
+
+// As the instruction does it: the second numbers first, what is below the normal range taken and left as 0.
+inline float flush(float x) { return __builtin_fabsf(x) < __FLT_MIN__ ? __builtin_copysignf(0.0f, x) : x; }
+inline __m512 _mm512_dpbf16_ps(__m512 c, __m512bh a, __m512bh b) {
+  uint32_t x[16], y[16];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  const auto number = [](uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return flush(value);
+  };
+  for (int i = 0; i < 16; ++i) {
+    const float second =
+        flush(__builtin_fmaf(number(x[i] & 0xffff0000u), number(y[i] & 0xffff0000u), flush(c[i])));
+    c[i] = flush(__builtin_fmaf(number(x[i] << 16), number(y[i] << 16), second));
+  }
+  return c;
+}
 
 // The address must be that of a whole register, as for the instruction.
 inline void _mm512_stream_ps(float* p, __m512 v) { *static_cast<__m512*>(static_cast<void*>(p)) = v; }
