@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries
 TORCH = torch==2.13.0
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test bench lint sanitize test-aarch64 wheel clean
+.PHONY: demo test bench lint sanitize test-avx512 test-aarch64 wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m npkernels check
@@ -30,6 +30,9 @@ lint: $(VENV)/test
 
 sanitize:
 	bash .ci/sanitize.sh $(PYTHON)
+
+test-avx512: $(VENV)/test
+	bash .ci/avx512.sh $(BIN)
 
 test-aarch64:
 	bash .ci/aarch64.sh

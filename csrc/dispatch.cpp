@@ -58,6 +58,10 @@ struct Cpu {
     unsigned lzcnt = 0, unused;
     __get_cpuid(0x80000001u, &unused, &unused, &lzcnt, &unused);
     v3 = v2 && ymm && fma_f16c_movbe && avx2_bmi && has(lzcnt, 5);
+#ifdef NPK_EMULATE_AVX512  // a test build, in which the wide kernels need no more than AVX2
+    v4 = bf16 = v3;
+    return;
+#endif
     v4 = v3 && zmm && avx512_f_dq_cd_bw_vl;
     bf16 = v4 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 5);
   }

@@ -8,7 +8,7 @@
 //   ot  (Dv, block)     the output, transposed, unnormalised
 // so the maximum and sum over keys are lane-wise, and keys and values are read as broadcast scalars where
 // they lie. For each tile of keys and each group of lanes
-//   1. st = k qt
+//   1. st = k qt                                 (two bfloat16 products at a time where the ISA can)
 //   2. softcap, bias, masks                      (only where the tile needs them)
 //   3. m = max(m, st); st = exp(st - m); l += sum; ot *= exp(m before - m)    (online softmax)
 //   4. ot += v^T st
@@ -27,7 +27,7 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-constexpr int kTogether = 4;              // keys and values that few rows take at a time
+constexpr int kTogether = 4;             // keys and values that few rows take at a time
 constexpr int kFew = kLanes<float> / 2;  // rows up to which the entries of a head lie across the lanes
 
 // The scratch of one worker.
@@ -68,14 +68,18 @@ class Forward {
         k_(call.k, block_.sequence, task.kv_head, call.dim),
         v_(call.v, block_.sequence, task.kv_head, call.value_dim),
         few_(block_.rows <= kFew),
+        pairs_(by_pairs<T>(call.dtype) && !few_),
         o_pitch_(padded<T>(call.value_dim)) {}
 
   void run() {
     if (few_)
-      for (int r = 0; r < block_.rows; ++r)
-        widen(block_.row(call_.q, r), call_.dtype, call_.dim, scratch_.q + r * padded<T>(call_.dim));
+      for (int r = 0; r < block_.rows; ++r) {
+        T* const q = scratch_.q + r * padded<T>(call_.dim);
+        widen(block_.row(call_.q, r), call_.dtype, call_.dim, q);
+        for (int64_t d = call_.dim; d < padded<T>(call_.dim); ++d) q[d] = 0;
+      }
     else
-      block_.load_transposed(call_.q, call_.dim, scratch_.q, scratch_.room);
+      with_units([&](auto* q) { block_.load_transposed(call_.q, call_.dim, q, scratch_.room); }, scratch_.q);
     attend(false);
     if (!normalise()) {
       attend(true);
@@ -85,11 +89,25 @@ class Forward {
   }
 
  private:
+  // Calls f(room) with the room as that of the units that queries and keys are multiplied in.
+  template <class F>
+  void with_units(F f, T* room) const {
+    if constexpr (kByPairs<T>)
+      if (pairs_) return f(reinterpret_cast<Pair*>(room));
+    f(room);
+  }
+
   void attend(bool careful) {
+    with_units([&](auto* room) { this->attend_by(room, careful); }, scratch_.k);
+  }
+
+  template <class U>
+  void attend_by(U* k_room, bool careful) {
     clear();
     for (int64_t from = block_.lowest; from < block_.highest; from += kKeys) {
       const int n = static_cast<int>(smaller<int64_t>(kKeys, block_.highest - from));
-      const T *k = nullptr, *v = nullptr;  // brought in when the first group needs them
+      const U* k = nullptr;  // brought in when the first group needs them
+      const T* v = nullptr;
       int64_t k_pitch = 0, v_pitch = 0;
       for (int g = 0; g < block_.groups; ++g) {
         const Group& group = block_.group[g];
@@ -98,7 +116,7 @@ class Forward {
         if (first >= end) continue;
         const Need need = block_.need(group, first, end);
         if (need.nothing) continue;
-        if (!k) k = k_.rows(from, n, scratch_.k, &k_pitch), v = v_.rows(from, n, scratch_.v, &v_pitch);
+        if (!k) k = k_.rows(from, n, k_room, &k_pitch), v = v_.rows(from, n, scratch_.v, &v_pitch);
         with_registers(group.regs, [&](auto count) {
           this->template tile<decltype(count)::value>(group, first, static_cast<int>(end - first), need,
                                                       k + (first - from) * k_pitch, k_pitch,
@@ -115,15 +133,16 @@ class Forward {
   }
 
   // Steps 1 to 4 for keys first .. first+n-1.
-  template <int N>
-  void tile(const Group& group, int64_t first, int n, const Need& need, const T* k, int64_t k_pitch,
+  template <int N, class U>
+  void tile(const Group& group, int64_t first, int n, const Need& need, const U* k, int64_t k_pitch,
             const T* v, int64_t v_pitch, bool careful) {
     T* const st = scratch_.st;
-    if (few_)
-      dot_rows(k, k_pitch, n, st);
-    else
-      multiply<N, Lies::by_rows, false>(k, k_pitch, scratch_.q + group.lane, int64_t(kBlock<T>), int64_t(n),
-                                        call_.dim, st, int64_t(kGroup<T>));
+    if constexpr (!kIsPair<U>)
+      if (few_) dot_rows(k, k_pitch, n, st);
+    if (!few_)
+      multiply<N, Lies::by_rows, false>(k, k_pitch, reinterpret_cast<const U*>(scratch_.q) + group.lane,
+                                        int64_t(kBlock<T>), int64_t(n), units<U>(call_.dim), st,
+                                        int64_t(kGroup<T>));
     const T factor = block_.template adjust<N>(group, first, n, need, st, scratch_.room, nullptr);
     if (careful) collect_nan<N>(group, n, st);
     online_softmax<N>(group, n, factor, st);
@@ -143,7 +162,8 @@ class Forward {
                                         scratch_.o + group.lane, int64_t(kBlock<T>));
   }
 
-  // Decoding reads every key and value once and waits for memory: the rows after the next ones are fetched meanwhile.
+  // Decoding reads every key and value once and waits for memory: the rows after the next ones are fetched
+  // meanwhile.
   static void fetch(const T* rows, int64_t pitch, int count, int64_t n) {
     for (int j = 0; j < count; ++j)
       for (int64_t d = 0; d < n; d += 64 / int64_t(sizeof(T))) prefetch(rows + j * pitch + d);
@@ -176,7 +196,8 @@ class Forward {
       rows(Count<1>{});
     });
     for (int j = 0; j < n; ++j)
-      for (int i = block_.rows; i < kLanes<T>; ++i) st[j * kGroup<T> + i] = st[j * kGroup<T> + block_.rows - 1];
+      for (int i = block_.rows; i < kLanes<T>; ++i)
+        st[j * kGroup<T> + i] = st[j * kGroup<T> + block_.rows - 1];
   }
 
   template <int J, int R, bool kWhole>
@@ -207,9 +228,11 @@ class Forward {
       fetch(v + (j + 2 * J) * v_pitch, v_pitch, J, call_.value_dim);
       for (int r = 0; r < block_.rows; ++r)
         if (plain)
-          add_tile<J, true>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_, false);
+          add_tile<J, true>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_,
+                            false);
         else
-          add_tile<J, false>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_, careful);
+          add_tile<J, false>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_,
+                             careful);
     });
   }
 
@@ -362,7 +385,7 @@ class Forward {
   const Scratch<T>& scratch_;
   Block<T> block_;
   KeyRows<T> k_, v_;
-  bool few_;
+  bool few_, pairs_;
   int64_t o_pitch_;
 };
 

@@ -170,14 +170,22 @@ class Block {
            query[r];
   }
 
-  // to[d][lane] = row of lane, d < n; room: kLanes rows of n padded.
-  void load_transposed(const HeadArray& a, int64_t n, T* to, T* room) const {
+  // to[d][lane] = row of lane, d < n; room: kLanes rows of n padded. For U = Pair, d counts pairs.
+  template <class U>
+  void load_transposed(const HeadArray& a, int64_t n, U* to, T* room) const {
+    static_assert(sizeof(U) == sizeof(T), "a transpose moves units of one size");
     const int lanes = group[groups - 1].lane + group[groups - 1].regs * kLanes<T>;
     const int64_t pitch = padded<T>(n);
     for (int r = 0; r < lanes; r += kLanes<T>) {
-      for (int i = 0; i < kLanes<T>; ++i)
-        widen(row(a, smaller(r + i, rows - 1)), call.dtype, n, room + i * pitch);
-      transpose(room, pitch, to + r, int64_t(kBlock<T>), int64_t(kLanes<T>), n);
+      for (int i = 0; i < kLanes<T>; ++i) {
+        const char* const from = row(a, smaller(r + i, rows - 1));
+        if constexpr (kIsPair<U>)
+          copy_pairs(from, n, room + i * pitch);
+        else
+          widen(from, call.dtype, n, room + i * pitch);
+      }
+      transpose(room, pitch, reinterpret_cast<T*>(to) + r, int64_t(kBlock<T>), int64_t(kLanes<T>),
+                units<U>(n));
     }
   }
 

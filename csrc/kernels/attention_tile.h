@@ -1,7 +1,8 @@
 // The small dense pieces that all attention kernels are made of: products of tiles and transposes.
 //
 // Every product has the form  c[m][lane] (+)= sum over i of a(m, i) * b[i][lane]:  a is read one scalar at a
-// time and broadcast, so it is used where it lies; b and c are rows of whole registers.
+// time and broadcast, so it is used where it lies; b and c are rows of whole registers. The unit U of a and b
+// is T, or Pair, which multiplies two bfloat16 numbers at a time.
 #pragma once
 
 #include "row_driver.h"
@@ -29,21 +30,22 @@ struct Count {
   static constexpr int value = N;
 };
 
-template <int M, int N, Lies kLies, bool kAccumulate, class T>
-inline void multiply_tile(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t steps, T* c,
+template <int M, int N, Lies kLies, bool kAccumulate, class U, class T>
+inline void multiply_tile(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, int64_t steps, T* c,
                           int64_t c_pitch) {
+  using Units = decltype(load(b));
   Vec<T> acc[M][N];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) acc[m][n] = splat(T(0));
   for (int64_t i = 0; i < steps; ++i) {
-    Vec<T> row[N];
+    Units row[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) row[n] = load(b + i * b_pitch + n * kLanes<T>);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const Vec<T> scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
+      const Units scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[m][n] = fma(scalar, row[n], acc[m][n]);
     }
@@ -58,8 +60,8 @@ inline void multiply_tile(const T* a, int64_t a_pitch, const T* b, int64_t b_pit
 }
 
 // c (rows, N registers) = or += a (rows, steps) b (steps, N registers).
-template <int N, Lies kLies, bool kAccumulate, class T>
-inline void multiply(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows, int64_t steps,
+template <int N, Lies kLies, bool kAccumulate, class U, class T>
+inline void multiply(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, int64_t rows, int64_t steps,
                      T* c, int64_t c_pitch) {
   int64_t m = 0;
   const auto strip = [&](auto height) {

@@ -20,7 +20,8 @@ constexpr int kBackKeys = 64;  // keys of a tile
 
 template <class T>
 struct BackScratch {
-  T *qt, *dot, *q, *dout, *dqt, *k, *v, *st, *dp, *slope, *room, *p, *ds, *lse, *delta, *dk, *dv;
+  T *qt, *dot, *q, *dout, *dqt, *k, *v, *k_pairs, *v_pairs, *st, *dp, *slope, *room, *p, *ds, *lse, *delta,
+      *dk, *dv;
   int64_t bytes;
 
   BackScratch(char* memory, const AttentionVjpCall& call) {
@@ -38,6 +39,8 @@ struct BackScratch {
     dqt = take(dim * kBlock<T>);
     k = take(kBackKeys * dim);
     v = take(kBackKeys * value_dim);
+    k_pairs = take(by_pairs<T>(call.dtype) ? kBackKeys * units<Pair>(dim) : 0);
+    v_pairs = take(by_pairs<T>(call.dtype) ? kBackKeys * units<Pair>(value_dim) : 0);
     st = take(kBackKeys * kGroup<T>);
     dp = take(kBackKeys * kGroup<T>);
     slope = take(kBackKeys * kGroup<T>);
@@ -75,7 +78,8 @@ class BackBlock {
         call_(call),
         s_(s),
         k_(call.k, block.sequence, task.kv_head, call.dim),
-        v_(call.v, block.sequence, task.kv_head, call.value_dim) {
+        v_(call.v, block.sequence, task.kv_head, call.value_dim),
+        pairs_(by_pairs<T>(call.dtype)) {
     finite_ = load_rows(call.q, call.dim, s.q, s.qt) && load_rows(call.dout, call.value_dim, s.dout, s.dot);
     for (int r = 0; r < lanes(); ++r) {
       const T lse = static_cast<const T*>(call.lse)[block.index(r)];
@@ -131,13 +135,19 @@ class BackBlock {
       widen(block.row(a, r), call_.dtype, n, rows + r * pitch);
       for (int64_t d = n; d < pitch; ++d) rows[r * pitch + d] = 0;
     }
-    block.load_transposed(a, n, transposed, s_.room);
+    if constexpr (kByPairs<T>)
+      if (pairs_) block.load_transposed(a, n, reinterpret_cast<Pair*>(transposed), s_.room);
+    if (!pairs_) block.load_transposed(a, n, transposed, s_.room);
     return finite(rows, block.rows, n, pitch);
   }
 
   void bring(int64_t from, int n) {
     k_rows_ = k_.rows(from, n, s_.k, &k_pitch_);
     v_rows_ = v_.rows(from, n, s_.v, &v_pitch_);
+    if (pairs_) {
+      k_pairs_ = k_.rows(from, n, reinterpret_cast<Pair*>(s_.k_pairs), &k_pair_pitch_);
+      v_pairs_ = v_.rows(from, n, reinterpret_cast<Pair*>(s_.v_pairs), &v_pair_pitch_);
+    }
     tile_finite_ = finite(k_rows_, n, call_.dim, k_pitch_) && finite(v_rows_, n, call_.value_dim, v_pitch_);
   }
 
@@ -150,14 +160,26 @@ class BackBlock {
       }
   }
 
+  // to = n rows of keys or values times what lies across the lanes, in units of theirs.
+  template <int N, class U>
+  static void product(const U* rows, int64_t pitch, const T* across, int n, int64_t dim, T* to) {
+    multiply<N, Lies::by_rows, false>(rows, pitch, reinterpret_cast<const U*>(across), int64_t(kBlock<T>),
+                                      int64_t(n), units<U>(dim), to, int64_t(kGroup<T>));
+  }
+
   // p and ds of n keys from `first` on, which is key `at` of the tile.
   template <int N>
   void differentiate(const Group& group, int64_t first, int n, const Need& need, int at) {
-    multiply<N, Lies::by_rows, false>(k_rows_ + at * k_pitch_, k_pitch_, s_.qt + group.lane,
-                                      int64_t(kBlock<T>), int64_t(n), call_.dim, s_.st, int64_t(kGroup<T>));
-    multiply<N, Lies::by_rows, false>(v_rows_ + at * v_pitch_, v_pitch_, s_.dot + group.lane,
-                                      int64_t(kBlock<T>), int64_t(n), call_.value_dim, s_.dp,
-                                      int64_t(kGroup<T>));
+    if constexpr (kByPairs<T>)
+      if (pairs_) {
+        product<N>(k_pairs_ + at * k_pair_pitch_, k_pair_pitch_, s_.qt + group.lane, n, call_.dim, s_.st);
+        product<N>(v_pairs_ + at * v_pair_pitch_, v_pair_pitch_, s_.dot + group.lane, n, call_.value_dim,
+                   s_.dp);
+      }
+    if (!pairs_) {
+      product<N>(k_rows_ + at * k_pitch_, k_pitch_, s_.qt + group.lane, n, call_.dim, s_.st);
+      product<N>(v_rows_ + at * v_pitch_, v_pitch_, s_.dot + group.lane, n, call_.value_dim, s_.dp);
+    }
     const bool capped = call_.softcap > 0;
     const T factor =
         block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped ? s_.slope : nullptr);
@@ -185,9 +207,12 @@ class BackBlock {
   const AttentionVjpCall& call_;
   const BackScratch<T>& s_;
   KeyRows<T> k_, v_;
+  const bool pairs_;
   bool finite_ = true, tile_finite_ = true;
   const T *k_rows_ = nullptr, *v_rows_ = nullptr;
   int64_t k_pitch_ = 0, v_pitch_ = 0;
+  const Pair *k_pairs_ = nullptr, *v_pairs_ = nullptr;
+  int64_t k_pair_pitch_ = 0, v_pair_pitch_ = 0;
 };
 
 // Calls f(task of one block) for the blocks that the rows of a task are cut into.

@@ -22,7 +22,9 @@ double probe_fma(int64_t steps) {
 #pragma GCC unroll 16
     for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
     // Keeps the compiler from folding steps into one another.
-#if defined(__x86_64__)
+#if defined(NPK_EMULATE_AVX512)
+    asm volatile("" : "+m"(a), "+m"(b));
+#elif defined(__x86_64__)
     asm volatile("" : "+x"(a), "+x"(b));
 #else
     asm volatile("" : "+w"(a), "+w"(b));

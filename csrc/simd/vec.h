@@ -19,6 +19,11 @@
 // and for 16-bit storage (float lanes; Half is IEEE binary16, BFloat is the upper half of a binary32):
 //   load(const Half*) store(Half*, v) load(const BFloat*) store(BFloat*, v), rounding to nearest even
 //
+// and for ISAs with kHasPairs, whose registers of kLanes<float> pairs are Pairs:
+//   splat(Pair) load(const Pair*)
+//   fma(Pairs a, Pairs b, c)                      c + a.second * b.second, then + a.first * b.first, each
+//                                                 rounded once; numbers below the normal range count as 0
+//
 // Everything lives in the anonymous namespace of the including translation unit: code for a wide ISA must
 // never be merged by the linker with code that a smaller machine runs.
 #pragma once
@@ -39,11 +44,15 @@ struct Half {
 struct BFloat {
   uint16_t bits;
 };
+// Two bfloat16 numbers that lie side by side.
+struct Pair {
+  BFloat first, second;
+};
 
 }  // namespace
 }  // namespace npkernels::NPK_ISA
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(NPK_EMULATE_AVX512)
 #include "x86_avx512.h"
 #elif defined(__AVX2__)
 #include "x86_avx2.h"
@@ -61,6 +70,10 @@ namespace npkernels::NPK_ISA {
 namespace {
 
 constexpr float kInf = __builtin_inff();
+
+#ifndef NPK_HAS_PAIRS
+constexpr bool kHasPairs = false;
+#endif
 
 // Entries of storage type S that fill one register of its compute type.
 template <class S>

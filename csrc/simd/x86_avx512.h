@@ -111,5 +111,22 @@ inline void store(BFloat* p, __m512 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
 }
 
+#if defined(__AVX512BF16__) || defined(NPK_EMULATE_AVX512BF16)
+#define NPK_HAS_PAIRS
+constexpr bool kHasPairs = true;
+struct Pairs {
+  __m512i bits;
+};
+inline Pairs splat(Pair x) {
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return {_mm512_set1_epi32(bits)};
+}
+inline Pairs load(const Pair* p) { return {_mm512_loadu_si512(p)}; }
+inline __m512 fma(Pairs a, Pairs b, __m512 c) {
+  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a.bits), reinterpret_cast<__m512bh>(b.bits));
+}
+#endif
+
 }  // namespace
 }  // namespace npkernels::NPK_ISA

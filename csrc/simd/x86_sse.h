@@ -1,7 +1,7 @@
 // x86-64-v2: 128-bit registers, no FMA, no 16-bit conversions (half_soft.h has them).
 #pragma once
 
-#include <immintrin.h>
+#include "x86_intrinsics.h"
 
 namespace npkernels::NPK_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // Transposes of small squares in 256-bit registers, for the ISAs that have them.
 #pragma once
 
-#include <immintrin.h>
+#include "x86_intrinsics.h"
 
 namespace npkernels::NPK_ISA {
 namespace {

@@ -155,6 +155,24 @@ const char* check_lanes() {
   return nullptr;
 }
 
+// Products of pairs are exact; each sum is rounded.
+const char* check_pairs() {
+#ifdef NPK_HAS_PAIRS
+  Pair row[W];
+  for (int k = 0; k < W; ++k)
+    row[k] = {{static_cast<uint16_t>(0x3f80 + k)}, {static_cast<uint16_t>(0xc000 + 3 * k)}};
+  const Pair one = {{0x4040}, {0x3f01}};  // 3 and 0.50390625
+  const Vec<float> sum = fma(splat(one), load(row), splat(0.1f));
+  for (int k = 0; k < W; ++k) {
+    const double first = bfloat_value(row[k].first.bits), second = bfloat_value(row[k].second.bits);
+    if (fabs(sum[k] - (double(0.1f) + 0.50390625 * second + 3 * first)) > 4e-7) return "fma of pairs";
+  }
+  const Pair tiny = {{0x0001}, {0x8001}}, huge = {{0x7f00}, {0x7f00}};
+  if (fma(splat(tiny), splat(huge), splat(1.0f))[0] != 1.0f) return "fma of pairs: a subnormal is not 0";
+#endif
+  return nullptr;
+}
+
 }  // namespace
 
 extern const char* simd_failure();
@@ -167,7 +185,8 @@ const char* simd_failure() {
                                   check_parts<Half, float>(),
                                   check_parts<BFloat, float>(),
                                   check_lanes<float>(),
-                                  check_lanes<double>()};
+                                  check_lanes<double>(),
+                                  check_pairs()};
   for (const char* failure : failures)
     if (failure) return failure;
   return nullptr;

@@ -99,39 +99,141 @@ void check_rows(int64_t rows, int64_t n, int axis) {
     CHECK(block->intact());
 }
 
+struct AttentionCase {
+  int64_t q_heads, k_heads, S, K, D, Dv;
+  bool causal = false;
+  int64_t left = -1, right = -1;
+  double softcap = 0;
+  bool mask = false;
+};
+
+// attention, its gradients and its derivative along a tangent, all from the formulas in double: P = softmax
+// of the scores s, dP = dout v^T, dS = P o (dP - rowsum(P o dP) + dlse) ds/dx for x = scale q k.
 template <class T>
-void check_attention(int64_t q_heads, int64_t k_heads, int64_t S, int64_t K, int64_t D, int64_t Dv,
-                     bool causal) {
-  Block<T> q({2, q_heads, S, D}), k({2, k_heads, K, D}), v({2, k_heads, K, Dv}), out({2, q_heads, S, Dv}),
-      lse({2, q_heads, S});
-  const int64_t offset[] = {K - S, K - S - 1};
-  REQUIRE(attention(q.array(), k.array(), v.array(), {0.4, causal, offset, nullptr, nullptr}, out.array(),
-                    lse.data()));
-  const double eps = 60 * double(std::numeric_limits<T>::epsilon());
-  for (int64_t row = 0; row < 2 * q_heads * S; ++row) {
-    const int64_t b = row / (q_heads * S), head = row / S % q_heads, s = row % S;
-    const int64_t kv = b * k_heads + head / (q_heads / k_heads);
-    double sum = 0;
-    std::vector<double> o(static_cast<size_t>(Dv));
-    for (int64_t j = 0; j < K; ++j) {
-      if (causal && j > s + offset[b]) continue;
-      double score = 0;
-      for (int64_t d = 0; d < D; ++d)
-        score += double(q.data()[row * D + d]) * double(k.data()[(kv * K + j) * D + d]);
-      const double p = std::exp(0.4 * score);
-      sum += p;
-      for (int64_t d = 0; d < Dv; ++d)
-        o[static_cast<size_t>(d)] += p * double(v.data()[(kv * K + j) * Dv + d]);
+struct PlainAttention {
+  std::vector<double> out, lse, dq, dk, dv, tangent;
+
+  // x = q, k, v and then their tangents; allowed(b, head, s, j).
+  template <class Allowed>
+  PlainAttention(const AttentionCase& c, double scale, Block<T> (&x)[6], Block<T>& dout, Block<T>& dlse,
+                 Allowed allowed) {
+    const int64_t rows = 2 * c.q_heads * c.S, keys = 2 * c.k_heads * c.K;
+    const auto size = [](int64_t n) { return std::vector<double>(static_cast<size_t>(n)); };
+    out = tangent = size(rows * c.Dv), lse = size(rows);
+    dq = size(rows * c.D), dk = size(keys * c.D), dv = size(keys * c.Dv);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t b = row / (c.q_heads * c.S), head = row / c.S % c.q_heads, s = row % c.S;
+      const int64_t first = (b * c.k_heads + head / (c.q_heads / c.k_heads)) * c.K;
+      std::vector<double> p = size(c.K), slope = p, dp = p, moved = p;
+      double sum = 0, mean_dp = 0, mean_moved = 0;
+      for (int64_t j = 0; j < c.K; ++j) {
+        const size_t i = static_cast<size_t>(j);
+        const double product = dot(x[0], row, x[1], first + j, c.D);
+        const double t = c.softcap > 0 ? std::tanh(scale * product / c.softcap) : 0;
+        slope[i] = 1 - t * t;
+        p[i] = allowed(b, head, s, j) ? std::exp(c.softcap > 0 ? c.softcap * t : scale * product) : 0;
+        sum += p[i];
+        dp[i] = dot(dout, row, x[2], first + j, c.Dv);
+        moved[i] =
+            scale * slope[i] * (dot(x[3], row, x[1], first + j, c.D) + dot(x[0], row, x[4], first + j, c.D));
+      }
+      lse[static_cast<size_t>(row)] = std::log(sum);
+      for (size_t i = 0; sum > 0 && i < p.size(); ++i) {
+        p[i] /= sum;
+        mean_dp += p[i] * dp[i];
+        mean_moved += p[i] * moved[i];
+      }
+      mean_dp -= double(dlse.data()[row]);
+      for (int64_t j = 0; j < c.K; ++j) {
+        const size_t i = static_cast<size_t>(j);
+        const double ds = scale * p[i] * (dp[i] - mean_dp) * slope[i];
+        add(dq, row, ds, x[1], first + j, c.D);
+        add(dk, first + j, ds, x[0], row, c.D);
+        add(dv, first + j, p[i], dout, row, c.Dv);
+        add(out, row, p[i], x[2], first + j, c.Dv);
+        add(tangent, row, p[i], x[5], first + j, c.Dv);
+        add(tangent, row, p[i] * (moved[i] - mean_moved), x[2], first + j, c.Dv);
+      }
     }
-    for (int64_t d = 0; d < Dv; ++d)
-      REQUIRE(std::abs(double(out.data()[row * Dv + d]) - (sum > 0 ? o[static_cast<size_t>(d)] / sum : 0)) <
-              eps);
-    if (sum > 0)
-      REQUIRE(double(lse.data()[row]) == doctest::Approx(std::log(sum)).epsilon(eps));
-    else
-      REQUIRE(double(lse.data()[row]) == -INFINITY);
   }
-  for (const Block<T>* block : {&q, &k, &v, &out, &lse}) CHECK(block->intact());
+
+ private:
+  static double dot(Block<T>& a, int64_t i, Block<T>& b, int64_t j, int64_t n) {
+    double sum = 0;
+    for (int64_t d = 0; d < n; ++d) sum += double(a.data()[i * n + d]) * double(b.data()[j * n + d]);
+    return sum;
+  }
+  static void add(std::vector<double>& to, int64_t i, double factor, Block<T>& from, int64_t j, int64_t n) {
+    for (int64_t d = 0; d < n; ++d)
+      to[static_cast<size_t>(i * n + d)] += factor * double(from.data()[j * n + d]);
+  }
+};
+
+// Up to the rounding of scores, which exp passes on, and of sums; all in proportion to the largest entry.
+template <class T>
+void check_equal(Block<T>& computed, const std::vector<double>& expected, double largest_score) {
+  double largest = 1;
+  for (double e : expected) largest = std::isfinite(e) ? std::max(largest, std::abs(e)) : largest;
+  const double eps = (60 + 20 * largest_score) * double(std::numeric_limits<T>::epsilon()) * largest;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double x = double(computed.data()[i]), error = x == expected[i] ? 0 : std::abs(x - expected[i]);
+    CAPTURE(i);
+    CAPTURE(x);
+    REQUIRE(error < eps);
+  }
+}
+
+template <class T>
+void check_attention(const AttentionCase& c) {
+  CAPTURE(c.S);
+  CAPTURE(c.K);
+  const std::vector<int64_t> q_shape{2, c.q_heads, c.S, c.D}, k_shape{2, c.k_heads, c.K, c.D},
+      v_shape{2, c.k_heads, c.K, c.Dv}, out_shape{2, c.q_heads, c.S, c.Dv}, row_shape{2, c.q_heads, c.S};
+  Block<T> x[6] = {Block<T>(q_shape),      Block<T>(k_shape),      Block<T>(v_shape),
+                   Block<T>(q_shape, 0.7), Block<T>(k_shape, 0.6), Block<T>(v_shape, 0.5)};
+  for (int i = 3; i < 6; ++i) x[i].data()[0] = T(-2);  // a tangent is no multiple of its point
+  Block<T> out(out_shape), lse(row_shape), dout(out_shape, 1.3), dlse(row_shape, 0.4), dq(q_shape),
+      dk(k_shape), dv(v_shape), along(out_shape), tangent(out_shape), along_lse(row_shape);
+
+  const int64_t offset[] = {c.K - c.S, c.K - c.S - 1};
+  std::vector<char> mask(static_cast<size_t>(2 * c.S * c.K));  // the same for all heads
+  for (size_t i = 0; i < mask.size(); ++i) mask[i] = i * i % 7 < 4;
+  const int64_t mask_shape[] = {2, c.q_heads, c.S, c.K}, mask_strides[] = {c.S * c.K, 0, c.K, 1};
+  const Array mask_array{mask.data(), mask_shape, mask_strides, 4, DType::boolean};
+  AttentionOptions options;
+  options.scale = 0.4;
+  options.softcap = c.softcap;
+  options.causal = c.causal;
+  options.window_left = c.left;
+  options.window_right = c.right;
+  options.offset = offset;
+  options.mask = c.mask ? &mask_array : nullptr;
+  const PlainAttention<T> plain(c, 0.4, x, dout, dlse, [&](int64_t b, int64_t, int64_t s, int64_t j) {
+    const int64_t p = s + offset[b];
+    return !(c.causal && j > p) && !(c.left >= 0 && j < p - c.left) && !(c.right >= 0 && j > p + c.right) &&
+           (!c.mask || mask[static_cast<size_t>((b * c.S + s) * c.K + j)]);
+  });
+
+  const double largest_score = options.scale * double(c.D);
+
+  REQUIRE(attention(x[0].array(), x[1].array(), x[2].array(), options, out.array(), lse.data()));
+  check_equal(out, plain.out, largest_score);
+  check_equal(lse, plain.lse, largest_score);
+  const Array gradients[] = {dq.array(), dk.array(), dv.array()};
+  REQUIRE(attention_vjp(dout.array(), x[0].array(), x[1].array(), x[2].array(), out.array(), lse.data(),
+                        dlse.data(), options,
+                        {&gradients[0], &gradients[1], &gradients[2], nullptr, nullptr}));
+  check_equal(dq, plain.dq, largest_score);
+  check_equal(dk, plain.dk, largest_score);
+  check_equal(dv, plain.dv, largest_score);
+  REQUIRE(attention_jvp(x[0].array(), x[1].array(), x[2].array(), x[3].array(), x[4].array(), x[5].array(),
+                        options, along.array(), tangent.array(), along_lse.data()));
+  check_equal(along, plain.out, largest_score);
+  check_equal(tangent, plain.tangent, largest_score);
+  check_equal(along_lse, plain.lse, largest_score);
+  for (const Block<T>& block : x) CHECK(block.intact());
+  for (const Block<T>* block : {&out, &lse, &dout, &dlse, &dq, &dk, &dv, &along, &tangent, &along_lse})
+    CHECK(block->intact());
 }
 
 }  // namespace
@@ -152,21 +254,25 @@ TEST_CASE("attention beside plain loops") {
   for (const std::string& name : isas()) {
     CAPTURE(name);
     REQUIRE(set_isa(name.c_str()));
-    for (bool causal : {false, true}) {
-      check_attention<float>(1, 1, 1, 1, 1, 1, causal);
-      check_attention<float>(6, 2, 50, 131, 17, 9, causal);
-      check_attention<double>(3, 3, 33, 16, 8, 13, causal);
-      check_attention<double>(4, 1, 7, 300, 64, 64, causal);
-      check_attention<float>(2, 1, 97, 129, 80, 33, causal);
-    }
+    for (bool causal : {false, true})
+      for (bool mask : {false, true}) {
+        check_attention<float>({1, 1, 1, 1, 1, 1, causal, -1, -1, 0, mask});
+        check_attention<float>({6, 2, 50, 131, 17, 9, causal, 40, -1, 0, mask});
+        check_attention<double>({3, 3, 33, 16, 8, 13, causal, -1, 5, 2, mask});
+        check_attention<double>({4, 1, 7, 300, 64, 64, causal, -1, -1, 0, mask});
+        check_attention<float>({2, 1, 97, 129, 80, 33, causal, 3, 60, 0.5, mask});
+        check_attention<float>({2, 2, 5, 70, 31, 40, causal, -1, -1, 0, mask});
+        check_attention<double>({5, 1, 11, 65, 3, 2, causal, 0, 0, 0, mask});
+      }
   }
 }
 
 TEST_CASE("merging halves of the keys gives the whole") {
   Block<float> q({1, 2, 5, 16}), k({1, 2, 40, 16}), v({1, 2, 40, 8});
   Block<float> whole({1, 2, 5, 8}), lse({1, 2, 5}), out = whole, joined = lse;
-  REQUIRE(attention(q.array(), k.array(), v.array(), {0.25, false, nullptr, nullptr, nullptr}, whole.array(),
-                    lse.data()));
+  AttentionOptions options;
+  options.scale = 0.25;
+  REQUIRE(attention(q.array(), k.array(), v.array(), options, whole.array(), lse.data()));
   Block<float> part[2] = {whole, whole}, norm[2] = {lse, lse};
   Array parts[2];
   const void* norms[2];
@@ -177,8 +283,7 @@ TEST_CASE("merging halves of the keys gives the whole") {
     vi.shape = v_shape;
     ki.data = k.data() + i * 20 * 16;
     vi.data = v.data() + i * 20 * 8;
-    REQUIRE(attention(q.array(), ki, vi, {0.25, false, nullptr, nullptr, nullptr}, part[i].array(),
-                      norm[i].data()));
+    REQUIRE(attention(q.array(), ki, vi, options, part[i].array(), norm[i].data()));
     parts[i] = part[i].array();
     norms[i] = norm[i].data();
   }
