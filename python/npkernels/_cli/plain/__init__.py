@@ -9,6 +9,7 @@ specification is `npkernels.reference`.
 from npkernels._cli.plain.attention import attention, attention_weights, merge_attention
 from npkernels._cli.plain.attention_grads import attention_jvp, attention_vjp
 from npkernels._cli.plain.attention_varlen import attention_varlen, attention_varlen_vjp
+from npkernels._cli.plain.cached_attention import cached_attention
 from npkernels._cli.plain.multi_head import multi_head_attention, multi_head_attention_vjp
 from npkernels._cli.plain.rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._cli.plain.softmax import (
@@ -36,6 +37,7 @@ __all__ = [
     "attention_varlen_vjp",
     "attention_vjp",
     "attention_weights",
+    "cached_attention",
     "cross_entropy",
     "entropy",
     "log_softmax",
