@@ -62,8 +62,8 @@ bool attention(const Array& q, const Array& k, const Array& v, const AttentionOp
   }
   set_tasks(call, tasks, 2);
   call.scratch_bytes = (kernels().attention_scratch(call) + 63) / 64 * 64;
-  const Memory scratch = allocate(call.scratch_bytes * call.workers);
-  if (!scratch) return false;
+  const Scratch scratch(call.scratch_bytes * call.workers);
+  if (!scratch.get()) return false;
   call.scratch = scratch.get();
   kernels().attention(call);
   if (join.parts > 1) {

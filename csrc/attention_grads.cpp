@@ -145,8 +145,8 @@ bool attention_vjp(const Array& dout, const Array& q, const Array& k, const Arra
       out.dbias ? bias_tasks(call, all, most) : std::vector<AttentionTask>();
   set_tasks(call, chunks, 5);
   const int workers = call.workers;
-  const Memory scratch = allocate(call.scratch_bytes * workers);
-  if (!scratch) return false;
+  const Scratch scratch(call.scratch_bytes * workers);
+  if (!scratch.get()) return false;
   call.scratch = scratch.get();
   const auto pass = [&](const std::vector<AttentionTask>& tasks, VjpStep step) {
     set_tasks(call, tasks, 5);
@@ -186,8 +186,8 @@ bool attention_jvp(const Array& q, const Array& k, const Array& v, const Array& 
   const std::vector<AttentionTask> tasks = blocks_of(call, all, kernels().attention_block(call.dtype));
   set_tasks(call, tasks, 6);
   call.scratch_bytes = (kernels().attention_jvp_scratch(call) + 63) / 64 * 64;
-  const Memory scratch = allocate(call.scratch_bytes * call.workers);
-  if (!scratch) return false;
+  const Scratch scratch(call.scratch_bytes * call.workers);
+  if (!scratch.get()) return false;
   call.scratch = scratch.get();
   kernels().attention_jvp(call);
   return true;

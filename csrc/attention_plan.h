@@ -19,6 +19,17 @@ using Memory = std::unique_ptr<char, Free>;
 
 // Aligned to 64 bytes; null if it could not be had.
 Memory allocate(int64_t bytes);
+// The same for the length of a call. A small piece stays with the thread for its next call: asking the system
+// for fresh pages would cost a small call more than its work.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  char* get() const { return data_; }
+
+ private:
+  Memory own_;
+  char* data_;
+};
 
 HeadArray head_array(const Array& a);
 KeyArray key_array(const Array& a, const AttentionOptions& options, const float* row_scale);

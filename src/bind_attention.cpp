@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstring>
 #include <memory>
 
@@ -168,6 +169,52 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
     done = npkernels::attention(call.q, call.k, call.v, call.options(), target, to_lse);
   }
   if (!done) throw std::bad_alloc();
+  return py::make_tuple(out, lse);
+}
+
+// The ordinary small call, without options or `out`: for arrays that need no look from Python, else None.
+py::object attention_quick(const py::object& q_object, const py::object& k_object, const py::object& v_object,
+                           bool causal, bool want_lse) {
+  const py::object* const objects[] = {&q_object, &k_object, &v_object};
+  for (const py::object* object : objects) {
+    if (!py::isinstance<py::array>(*object)) return py::none();
+    const auto a = py::reinterpret_borrow<py::array>(*object);
+    const int num = a.dtype().num();
+    const bool known = num == 11 || num == 12 || num == 23;  // float32, float64, float16
+    if (a.ndim() != 4 || !known || a.dtype().byteorder() != '=' || (a.flags() & py::array::c_style) == 0 ||
+        (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0)
+      return py::none();
+  }
+  const auto q = py::reinterpret_borrow<py::array>(q_object), k = py::reinterpret_borrow<py::array>(k_object),
+             v = py::reinterpret_borrow<py::array>(v_object);
+  const int num = q.dtype().num();
+  const py::ssize_t B = q.shape(0), Hq = q.shape(1), S = q.shape(2), D = q.shape(3), Hkv = k.shape(1),
+                    K = k.shape(2);
+  if (k.dtype().num() != num || v.dtype().num() != num || k.shape(0) != B || v.shape(0) != B || Hkv == 0 ||
+      Hq % Hkv != 0 || v.shape(1) != Hkv || k.shape(3) != D || v.shape(2) != K || D == 0 ||
+      (causal && S != K))
+    return py::none();
+  const DType dtype = num == 11 ? DType::float32 : num == 12 ? DType::float64 : DType::float16;
+  py::array out(q.dtype(), std::vector<py::ssize_t>{B, Hq, S, v.shape(3)});
+  py::object lse = py::none();
+  void* to_lse = nullptr;
+  if (want_lse) {
+    py::array values(args::numpy_dtype(npkernels::compute_dtype(dtype)), std::vector<py::ssize_t>{B, Hq, S});
+    to_lse = values.mutable_data();
+    lse = values;
+  }
+  npkernels::AttentionOptions options;
+  options.scale = 1 / std::sqrt(static_cast<double>(D));
+  options.causal = causal;
+  const Array query = args::view(q, dtype), key = args::view(k, dtype), value = args::view(v, dtype),
+              target = args::view(out, dtype);
+  bool done;
+  {
+    py::gil_scoped_release release;
+    done = npkernels::attention(query, key, value, options, target, to_lse);
+  }
+  if (!done) throw std::bad_alloc();
+  if (!want_lse) return out;
   return py::make_tuple(out, lse);
 }
 
@@ -438,6 +485,7 @@ void bind_attention(py::module_& m) {
   using py::arg;
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("options"), arg("want_lse"),
         arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("out"));
+  m.def("attention_quick", &attention_quick, arg("q"), arg("k"), arg("v"), arg("causal"), arg("want_lse"));
   m.def("attention_output", &attention_output, arg("function"), arg("q"), arg("k"), arg("v"), arg("out"));
   m.def("attention_cached", &attention_cached, arg("q"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"),
         arg("block_table"), arg("options"), arg("want_lse"), arg("out"));

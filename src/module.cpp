@@ -10,4 +10,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_softmax(m);
   bind_tokens(m);
   bind_attention(m);
+
+  bind_advantages(m);
+  bind_policy(m);
+  bind_returns(m);
+  bind_perturb(m);
 }

@@ -5,7 +5,6 @@ answer the same cases.
 """
 
 import importlib.util
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -91,55 +89,14 @@ def collect() -> list[Case]:
     return found
 
 
-# --- what a case needs that a namespace may lack
+# What `qk_matmul_output_mode` asks for: the scores after the product, with the mask, after the softcap, or the weights.
+# The scores are never stored, so nothing here gives them; see "ONNX" in docs/api.md.
+WEIGHTS = 3
 
 
-def _accepts(dtype: Any) -> Callable[[ModuleType], bool]:
-    def probe(npk: ModuleType) -> bool:
-        x = np.zeros((1, 1), dtype)
-        try:
-            npk.attention(x, x, x)
-        except TypeError:
-            return False
-        return True
-
-    return probe
-
-
-def _option(name: str) -> Callable[[ModuleType], bool]:
-    return lambda npk: name in inspect.signature(npk.attention).parameters
-
-
-FEATURES: dict[str, Callable[[ModuleType], bool]] = {
-    "float16": _accepts(np.float16),
-    "bfloat16": _accepts(ml_dtypes.bfloat16),
-    "softcap": _option("softcap"),
-    "window": _option("window"),
-    "the scores": lambda npk: hasattr(npk, "attention_scores"),
-}
-
-SCORE_MODES = {0: "the scores", 1: "the scores", 2: "the scores", 3: None}  # 3 asks for the weights
-
-
-def needs(case: Case) -> set[str]:
-    """The features without which the case cannot be run; only Attention cases have such."""
-    if case.operator != "Attention":
-        return set()
-    a = case.attributes
-    found = {x.dtype.name for x in case.inputs.values()} & {"float16", "bfloat16"}
-    if a.get("softcap", 0):
-        found.add("softcap")
-    if max(a.get("left_window_size", -1), a.get("right_window_size", -1)) >= 0:
-        found.add("window")
-    return found
-
-
-def cannot_give(case: Case) -> set[str]:
-    """The features without which the case runs, but one of its outputs stays unknown."""
-    if "qk_matmul_output" not in case.outputs:
-        return set()
-    mode = SCORE_MODES[case.attributes.get("qk_matmul_output_mode", 0)]
-    return set() if mode is None else {mode}
+def asks_for_scores(case: Case) -> bool:
+    """Whether one of the outputs is an intermediate result that npkernels does not have."""
+    return "qk_matmul_output" in case.outputs and case.attributes.get("qk_matmul_output_mode", 0) != WEIGHTS
 
 
 # --- the nodes
@@ -214,34 +171,30 @@ def attention(
 ) -> Arrays:
     """A cache of past keys is put in front of the keys; queries then stand behind it.
 
-    `nonpad_kv_seqlen` is a mask over the keys and, if causal, a place of the queries for each batch entry.
+    `nonpad_kv_seqlen` are the lengths of the keys; the last query then stands at the last of them.
     `softmax_precision` needs nothing: the softmax of 16-bit inputs is in float32 anyway.
     """
     q = split_heads(inputs["Q"], q_num_heads)
     k, v = (split_heads(inputs[name], kv_num_heads) for name in "KV")
-    offset: Any = None
+    options: dict[str, Any] = {
+        "scale": scale,
+        "softcap": softcap,
+        "window": (left_window_size, right_window_size),
+    }
+    if is_causal:
+        options["causal"] = "top_left"
     if "past_key" in inputs:
-        offset = inputs["past_key"].shape[2]
+        options["q_offset"] = inputs["past_key"].shape[2]
         k = np.concatenate([inputs["past_key"], k], axis=2)
         v = np.concatenate([inputs["past_value"], v], axis=2)
-
-    options: dict[str, Any] = {"scale": scale}
-    keys = k.shape[2]
+    if "nonpad_kv_seqlen" in inputs:
+        options["kv_lengths"] = inputs["nonpad_kv_seqlen"]
+        options["q_offset"] = inputs["nonpad_kv_seqlen"] - q.shape[2]
     if "attn_mask" in inputs:  # may have fewer columns than there are keys: the rest is not attended to
         given = inputs["attn_mask"]
         name, rest = ("mask", False) if given.dtype == np.bool_ else ("bias", -np.inf)
-        missing = [(0, 0)] * (given.ndim - 1) + [(0, keys - given.shape[-1])]
+        missing = [(0, 0)] * (given.ndim - 1) + [(0, k.shape[2] - given.shape[-1])]
         options[name] = np.pad(given, missing, constant_values=rest)
-    if "nonpad_kv_seqlen" in inputs:
-        lengths = inputs["nonpad_kv_seqlen"]
-        offset = lengths - q.shape[2]
-        options["mask"] = options.get("mask", True) & (np.arange(keys) < lengths[:, None, None, None])
-    if is_causal:
-        options |= {"causal": "top_left", "q_offset": offset}
-    if softcap:
-        options["softcap"] = softcap
-    if max(left_window_size, right_window_size) >= 0:
-        options |= {"window": (left_window_size, right_window_size), "q_offset": offset}
 
     y = npk.attention(q, k, v, **options)
     outputs = {
@@ -249,7 +202,7 @@ def attention(
         "present_key": k,
         "present_value": v,
     }
-    if SCORE_MODES[qk_matmul_output_mode] is None:
+    if qk_matmul_output_mode == WEIGHTS:
         outputs["qk_matmul_output"] = npk.attention_weights(q, k, **options)
     return outputs
 

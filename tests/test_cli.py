@@ -376,9 +376,15 @@ def test_workloads_are_those_of_the_table():
         "attention float32 1x8x4096x64 causal",
         "attention float32 1x32/8x1024x128 causal",
         "rotary_embedding float32 1x32x2048x128",
+        "group_advantages float64 8 in 1 consecutive",
+        "group_advantages float64 16384 in 1024 consecutive",
+        "group_advantages float64 65536 in 4096 by id",
+        "policy_loss float32 64x8192 with reference and mask",
+        "token_policy_loss float32 256x151936 in place",
+        "gae float32 64x8192",
     }
     assert expected <= set(names)
-    assert {w.family for w in workloads.workloads() if w.quick} == {"softmax", "attention"}
+    assert {w.family for w in workloads.workloads() if w.quick} == {"softmax", "attention", "grpo"}
 
 
 def test_work_is_counted_over_allowed_pairs():
@@ -435,7 +441,7 @@ def test_bench_prints_and_writes_json(tmp_path):
     assert 0 < ours["best"] <= ours["seconds"] < 1e-3
     assert ours["rounds"] >= 3
     line = next(line for line in done.stdout.splitlines() if line.startswith("softmax float32 10"))
-    assert f"{entry['contenders']['numpy']['ratio']:.1f} x" in line
+    assert f"{entry['contenders']['numpy']['ratio']:.2f} x" in line
 
 
 def example() -> bench.Run:

@@ -16,6 +16,7 @@ def test_the_examples_run():
         exec(compile(block, str(README), "exec"), names)
     assert names["out"].shape == (1, 8, 512, 64)
     assert names["t"].entropy.shape == (4,)
+    assert names["bound"].residual < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import npkernels
-from kernel_calls import JVPS, NAMES, ROTARY, make
+from kernel_calls import ATTENTION, JVPS, LAYER, NAMES, ROTARY, VARLEN, make
 
-BOTH_ATTENTIONS = ["attention", "attention_weights"]
 LOSSES = ["cross_entropy", "nll_loss"]
 TOKENS = ["token_log_probs", "token_log_probs_vjp"]
 INDICES = [*((name, "ids") for name in TOKENS), *((name, "targets") for name in LOSSES)]
@@ -105,16 +104,18 @@ def test_ragged_lists(name, key):
 @pytest.mark.parametrize(("name", "key"), FLOATS)
 def test_shapes_that_do_not_fit(name, key):
     args = arguments(name)
+    smaller = args[key][..., 1:] if (name, key) == ("multi_head_attention", "x") else args[key][1:]
     if len(args) == 1:  # nothing to fit to: too few axes
         if name == "perplexity":
             args["log_probs"] = np.float32(1)
         refuses(ValueError, name, "axis" if "axis" in parameters(name) else key, {**args, key: np.float32(1)})
         return
-    with pytest.raises(ValueError, match=rf"^{name}: .*(shape|size|heads|keys)"):
-        getattr(npkernels, name)(**{**args, key: args[key][1:]})
+    options = {"heads": 4, "kv_heads": 2} if name in LAYER else {}
+    with pytest.raises(ValueError, match=rf"^{name}: .*(shape|size|heads|keys|cu_seqlens)"):
+        getattr(npkernels, name)(**{**args, **options, key: smaller})
 
 
-@pytest.mark.parametrize("name", ["softmax_vjp", "log_softmax_vjp", *JVPS, *BOTH_ATTENTIONS])
+@pytest.mark.parametrize("name", ["softmax_vjp", "log_softmax_vjp", *JVPS, *ATTENTION, *VARLEN, *LAYER])
 def test_mixed_dtypes(name):
     args = arguments(name)
     key = list(args)[1]
@@ -252,7 +253,7 @@ def test_attention_shapes(shapes, words):
         npkernels.attention(**qkv(**shapes))
 
 
-@pytest.mark.parametrize("name", BOTH_ATTENTIONS)
+@pytest.mark.parametrize("name", ATTENTION)
 def test_options_of_attention(name):
     message = refuses(ValueError, name, "causal", causal=True)  # 5 queries, 7 keys
     assert "top_left" in message
@@ -277,10 +278,60 @@ def test_options_of_attention(name):
     refuses(ValueError, name, "bias", bias=[[1.0], [1.0, 2.0]])
 
 
-def test_options_that_come_later_are_unknown():
-    for option in ("window", "softcap", "sinks", "alibi_slopes", "kv_lengths", "dropout_p"):
-        with pytest.raises(TypeError, match=option):
-            npkernels.attention(**qkv(), **{option: 1})
+@pytest.mark.parametrize("name", [*ATTENTION, *VARLEN])
+def test_numbers_of_attention(name):
+    for softcap in (-1.0, np.nan, np.inf, 10**400):
+        refuses(ValueError, name, "softcap", softcap=softcap)
+    for softcap in ("1", None, 1j, [1.0]):
+        refuses(TypeError, name, "softcap", softcap=softcap)
+    for window in ((1,), (1, 2, 3), (), (-2, 0), (0, -2)):
+        refuses(ValueError, name, "window", window=window)
+    for window in (3, (1, 0.5), ("1", 2), (None, 2), 1.0, (True, "a")):
+        refuses(TypeError, name, "window", window=window)
+    for option in ("alibi_slopes", "sinks"):
+        for shape in ((), (3,), (5,), (3, 4), (1, 1, 4)):
+            refuses(ValueError, name, option, **{option: np.ones(shape, np.float32)})
+        for bad in (np.ones(4, complex), np.ones(4, object), ["a"] * 4):
+            refuses(TypeError, name, option, **{option: bad})
+        refuses(ValueError, name, option, **{option: [[1.0], [1.0, 2.0]]})
+
+
+@pytest.mark.parametrize("name", having("dropout_p"))
+def test_dropout(name):
+    given = {"heads": 4, "kv_heads": 2} if name in LAYER else {}
+    for p in (1.0, 1, 2.0, -0.1, np.nan, np.inf):
+        refuses(ValueError, name, "dropout_p", dropout_p=p, dropout_seed=1, **given)
+    for p in ("0.5", None, 1j, [0.5]):
+        refuses(TypeError, name, "dropout_p", dropout_p=p, dropout_seed=1, **given)
+    refuses(ValueError, name, "dropout_seed", dropout_p=0.5, **given)
+    for seed in (0.5, "1", [1], np.float32(1)):
+        refuses(TypeError, name, "dropout_seed", dropout_p=0.5, dropout_seed=seed, **given)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_lengths_of_keys(name):
+    for lengths in ([20], [-1], [2**40], [-(2**63)]):
+        message = refuses(ValueError, name, "kv_lengths", kv_lengths=lengths)
+        assert str(lengths[0]) in message
+    for lengths in ([1, 2], [[1]], np.zeros(0, int)):
+        refuses(ValueError, name, "kv_lengths", kv_lengths=lengths)
+    for lengths in ([1.0], ["1"], [True]):
+        refuses(TypeError, name, "kv_lengths", kv_lengths=lengths)
+    message = refuses(ValueError, name, "causal", causal=True, kv_lengths=[4])  # 5 queries
+    assert "bottom_right" in message
+
+
+@pytest.mark.parametrize("name", ["attention_vjp", "attention_varlen_vjp"])
+def test_cotangents_of_attention(name):
+    args = arguments(name)
+    refuses(ValueError, name, "dlse", dlse=args["lse"][..., 1:])
+    refuses(ValueError, name, "dlse", dlse=args["lse"][..., None])
+    refuses(TypeError, name, "dlse", dlse=args["lse"].astype(complex))
+    refuses(ValueError, name, "dout", {**args, "dout": args["dout"][..., 1:]})
+    refuses(ValueError, name, "o", {**args, "o": args["o"][..., 1:]})
+    refuses(ValueError, name, "want_dsinks", want_dsinks=True)
+    for key in ("dout", "o"):
+        refuses(TypeError, name, key, {**args, key: args[key].astype(np.float64)})
 
 
 def test_parts_to_merge():
@@ -392,12 +443,13 @@ def in_shared_memory(array, out):
 def test_out_that_overlaps_an_input(name):
     args = arguments(name, "float64", rows=64, n=64)
     optional = {"weight": np.linspace(1, 2, 64)} if name in LOSSES else {}
-    optional |= {"bias": np.zeros((1, 64))} if name in BOTH_ATTENTIONS else {}
+    optional |= {"bias": np.zeros((1, 64))} if name in ATTENTION else {}
+    optional |= {"heads": 4, "kv_heads": 2} if name in LAYER else {}
     optional |= {"cos": np.ones((64, 32)), "sin": np.ones((64, 32))} if name in ROTARY else {}
     optional |= {"mask": np.ones((64, 64), bool)} if "mask" in parameters(name) else {}
     args |= {**optional, **fresh_out(name)[1]}
-    read_first = "targets"  # to the end, before anything is written
-    places = [(key, i) for key in args if key != read_first for i in range(len(arrays(args[key])))]
+    read_first = ("targets", "cu_seqlens_q", "cu_seqlens_k")  # to the end, before anything is written
+    places = [(key, i) for key in args if key not in read_first for i in range(len(arrays(args[key])))]
     for key, i in places:
         out = list(members(fresh_out(name, "float64", rows=64, n=64)[0]))
         for which, target in enumerate(out):
@@ -405,7 +457,7 @@ def test_out_that_overlaps_an_input(name):
             new = [*args[key][:i], inside, *args[key][i + 1 :]] if isinstance(args[key], list) else inside
             outs = replaced(tuple(out), which, shared)
             with pytest.raises(ValueError, match=rf"^{name}: out overlaps"):
-                getattr(npkernels, name)(**{**args, key: new, "out": outs if name in JVPS else outs[0]})
+                getattr(npkernels, name)(**{**args, key: new, "out": outs if len(out) > 1 else outs[0]})
             assert not shared.view(np.uint8)[..., :8].reshape(-1)[:8].any()
 
 

@@ -1,6 +1,7 @@
 """What must hold around the numbers: memory limits, threads, forks, instruction sets, the GIL, leaks."""
 
 import ctypes
+import dataclasses
 import mmap
 import multiprocessing
 import os
@@ -78,27 +79,67 @@ def test_no_kernel_touches_memory_beside_its_arrays(isa, at_end):
 def test_attention_touches_no_memory_beside_its_arrays(isa, at_end):
     rng = np.random.default_rng(0)
     with npkernels.use_isa(isa):
-        for dtype in (np.float32, np.float64):
+        for dtype in dtypes():
+            row = np.float64 if dtype == np.float64 else np.float32
             for S, K, D, Dv in [
                 (1, 1, 1, 1),
                 (47, 129, 7, 9),
                 (49, 127, 17, 3),
                 (3, 5, 64, 8),
                 (17, 257, 16, 31),
+                (1, 300, 24, 33),
             ]:
                 memory = Guarded(at_end)
                 guard = memory.copy
-                q, k, v = (
-                    guard(rng.standard_normal((2, 2, *s)).astype(dtype)) for s in ((S, D), (K, D), (K, Dv))
-                )
-                out = guard(np.zeros((2, 2, S, Dv), dtype))
-                mask, bias = (
-                    guard(rng.random((2, 2, S, K)) < 0.8),
-                    guard(rng.standard_normal((S, K)).astype(dtype)),
-                )
+
+                def numbers(*shape, guard=guard, dtype=dtype):
+                    return guard(rng.standard_normal(shape).astype(dtype))
+
+                q, k, v = numbers(2, 2, S, D), numbers(2, 2, K, D), numbers(2, 2, K, Dv)
+                out, dout = numbers(2, 2, S, Dv), numbers(2, 2, S, Dv)
+                everything = {
+                    "mask": guard(rng.random((2, 2, S, K)) < 0.8),
+                    "bias": numbers(S, K),
+                    "causal": "bottom_right",
+                    "softcap": 2.0,
+                    "alibi_slopes": numbers(2, 2, dtype=row),
+                    "sinks": numbers(2, dtype=row),
+                    "kv_lengths": guard(np.array([K, K // 2])),
+                }
+                window = {"window": (20, 3), "q_offset": guard(np.array([K // 2, -1]))}
+                one_byte = {"mask": guard(everything["mask"][:1, :1, :, :1])}
+                dropout = {"dropout_p": 0.3, "dropout_seed": 1}
                 npkernels.attention(q, k, v, out=out)
-                npkernels.attention(q, k, v, mask=mask, bias=bias, causal="bottom_right", out=out)
-                npkernels.attention(q, k, v, mask=guard(mask[:1, :1, :, :1]), return_lse=True)
+                for options in ({}, everything, window, one_byte, dropout):
+                    o, lse = (guard(x) for x in npkernels.attention(q, k, v, **options, return_lse=True))
+                    wanted = {"want_dbias": True, "want_dsinks": True} if options is everything else {}
+                    npkernels.attention_vjp(dout, q, k, v, o, lse, dlse=lse, **options, **wanted)
+                    if options is not dropout:
+                        npkernels.attention_jvp(q, k, v, q, k, v, **options)
+                        npkernels.attention_weights(q, k, **options)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("at_end", [True, False])
+def test_packed_sequences_touch_no_memory_beside_their_arrays(isa, at_end):
+    rng = np.random.default_rng(0)
+    with npkernels.use_isa(isa):
+        for dtype in dtypes():
+            for lengths_q, lengths_k in [([1], [1]), ([47, 3, 0], [129, 1, 5]), ([1, 1, 1], [300, 17, 31])]:
+                guard = Guarded(at_end).copy
+                cu_q, cu_k = (guard(np.cumsum([0, *n]).astype(np.int32)) for n in (lengths_q, lengths_k))
+                shapes = ((sum(lengths_q), 4, 17), (sum(lengths_k), 2, 17), (sum(lengths_k), 2, 9))
+                q, k, v = (guard(rng.standard_normal(shape).astype(dtype)) for shape in shapes)
+                for options in ({}, {"causal": "bottom_right", "window": (9, -1)}):
+                    o, lse = (
+                        guard(x)
+                        for x in npkernels.attention_varlen(q, k, v, cu_q, cu_k, **options, return_lse=True)
+                    )
+                    npkernels.attention_varlen_vjp(o, q, k, v, o, lse, cu_q, cu_k, **options)
+
+
+def leaves(grads):
+    return [getattr(grads, f.name) for f in dataclasses.fields(grads) if getattr(grads, f.name) is not None]
 
 
 def work():
@@ -108,6 +149,12 @@ def work():
     ids = rng.integers(0, 5003, 37)
     q, k, v = rng.standard_normal((3, 1, 3, 300, 32)).astype(np.float32)
     t = npkernels.token_log_probs(x, ids)
+    out, lse = npkernels.attention(q, k, v, causal=True, return_lse=True)
+    one, one_lse = npkernels.attention(q[:, :1], k[:, :1], v[:, :1], return_lse=True)
+    few, few_lse = npkernels.attention(q[:, :, :1], k, v, return_lse=True)
+    cu, packed = np.array([0, 7, 130, 131, 300]), [y[0].swapaxes(0, 1) for y in (q, k, v)]
+    varlen, varlen_lse = npkernels.attention_varlen(*packed, cu, cu, causal=True, return_lse=True)
+    weights = rng.standard_normal((4, 32, 32)).astype(np.float32)
     results = [
         npkernels.softmax(x),
         npkernels.log_softmax(x, axis=0),
@@ -119,7 +166,19 @@ def work():
         t.sum_p2,
         npkernels.token_log_probs_vjp(t.entropy, x, ids, t.lse),
         *npkernels.cross_entropy(x, ids, label_smoothing=0.1, return_grad=True),
-        *npkernels.attention(q, k, v, causal=True, return_lse=True),
+        out,
+        lse,
+        npkernels.attention(q, k, v, dropout_p=0.2, dropout_seed=1, window=(40, 3)),
+        *leaves(npkernels.attention_vjp(out, q, k, v, out, lse, causal=True)),
+        *leaves(npkernels.attention_vjp(one, q[:, :1], k[:, :1], v[:, :1], one, one_lse)),
+        *leaves(npkernels.attention_vjp(few, q[:, :, :1], k, v, few, few_lse, dropout_p=0.2, dropout_seed=1)),
+        *npkernels.attention_jvp(q, k, v, k, v, q, softcap=3.0),
+        npkernels.attention(q[:, :, :1], k, v),
+        npkernels.attention_weights(q, k),
+        varlen,
+        *leaves(npkernels.attention_varlen_vjp(varlen, *packed, varlen, varlen_lse, cu, cu, causal=True)),
+        npkernels.multi_head_attention(q[0], *weights, heads=4, causal=True),
+        *leaves(npkernels.multi_head_attention_vjp(v[0], q[0], *weights, heads=4, causal=True)),
         npkernels.rotary_embedding(q),
         *npkernels.merge_attention([q, k], [q[..., 0], k[..., 0]]),
     ]
@@ -259,10 +318,16 @@ calls = {
     'tokens vjp': lambda: npkernels.token_log_probs_vjp(lse, x, ids, lse, out=out),
     'loss': lambda: npkernels.cross_entropy(x, ids, return_grad=True, out=out),
     'attention': lambda: npkernels.attention(q, q, q, causal=True, out=qout),
+    'attention dropout': lambda: npkernels.attention(q, q, q, dropout_p=0.1, dropout_seed=1, window=(64, 0), out=qout),
 }
-for call in calls.values():
+tops = np.zeros((1, 1, 8192), np.float32)
+grads = {
+    'attention vjp': lambda: npkernels.attention_vjp(q, q, q, q, q, tops, causal=True),
+    'attention jvp': lambda: npkernels.attention_jvp(q, q, q, q, q, q, causal=True),
+}
+for call in (calls | grads).values():
     call()
-for name, call in calls.items():
+for name, call in (calls | grads).items():
     reset()
     before = peak()
     call()
@@ -273,7 +338,10 @@ for name, call in calls.items():
 def test_no_kernel_needs_more_than_a_megabyte_per_thread():
     lines = run(SCRATCH, NPKERNELS_NUM_THREADS="2").splitlines()
     used = {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in lines}
-    assert len(used) == 9
+    assert len(used) == 12
+    # The derivatives give new arrays of 2 MB each, and may hold sums of as much; all scores would take 256 MB.
+    grads = {name: used.pop(name) for name in ("attention vjp", "attention jvp")}
+    assert {name: size for name, size in grads.items() if size > 14 * 2**20} == {}
     assert {name: size for name, size in used.items() if size > 2 * 2**20} == {}
 
 
@@ -285,13 +353,22 @@ def rss():
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))
 x = np.ones((8, 2000), np.float32)
 q = np.ones((1, 2, 100, 16), np.float32)
+cu = np.array([0, 1, 2])
 def calls():
     for _ in range(300):
         npkernels.softmax(x)
         npkernels.softmax_jvp(x, x)
         npkernels.token_log_probs(x, [0] * 8)
-        npkernels.attention(q, q, q, causal=True, return_lse=True)
-        for bad in (lambda: npkernels.softmax(x, axis=7), lambda: npkernels.token_log_probs(x, [2000] * 8)):
+        out, lse = npkernels.attention(q, q, q, causal=True, return_lse=True)
+        npkernels.attention_vjp(out, q, q, q, out, lse, causal=True)
+        npkernels.attention_jvp(q, q, q, q, q, q)
+        npkernels.attention_varlen(q[0], q[0], q[0], cu, cu)
+        for bad in (
+            lambda: npkernels.softmax(x, axis=7),
+            lambda: npkernels.token_log_probs(x, [2000] * 8),
+            lambda: npkernels.attention_vjp(q, q, q, q, q, q),
+            lambda: npkernels.attention_varlen(q[0], q[0], q[0], cu[::-1], cu),
+        ):
             try:
                 bad()
             except (ValueError, IndexError):
@@ -317,7 +394,15 @@ def test_inputs_are_never_changed_and_may_be_read_only():
     npkernels.softmax_jvp(x, x)
     npkernels.cross_entropy(x, ids, return_grad=True)
     npkernels.token_log_probs(x, ids)
-    npkernels.attention(q, q, q, causal=True)
+    out, lse = npkernels.attention(q, q, q, causal=True, return_lse=True)
+    out.flags.writeable = lse.flags.writeable = False
+    npkernels.attention_vjp(q, q, q, q, out, lse, causal=True)
+    npkernels.attention_jvp(q, q, q, q, q, q)
+    npkernels.attention_weights(q, q)
+    cu = np.array([0, 5])
+    cu.flags.writeable = False
+    npkernels.attention_varlen(q[0], q[0], q[0], cu, cu)
+    npkernels.attention_varlen_vjp(q[0], q[0], q[0], q[0], q[0], q[0, ..., 0].T, cu, cu)
     npkernels.rotary_embedding(q)
     assert np.array_equal(x, before)
 

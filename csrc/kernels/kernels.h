@@ -30,4 +30,16 @@ void rotary(const RotaryCall&);
 double probe_fma(int64_t steps);
 double probe_stream(const char* source, char* target, int64_t bytes, int kind);
 
+void group_advantages(const GroupCall&);
+void policy_loss(const PolicyCall&);
+void token_policy_loss(const TokenPolicyCall&);
+void scan(const ScanCall&);
+void beam_step(const BeamCall&);
+void sample(const SampleCall&);
+void step_linf(const PerturbCall&);
+void step_norms(const PerturbCall&);
+void momentum(const PerturbCall&);
+void random_in_ball(const PerturbCall&);
+void outside_bounds(const PerturbCall&);
+
 }  // namespace npkernels::NPK_ISA

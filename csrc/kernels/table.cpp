@@ -28,6 +28,18 @@ const KernelTable table = {
     rotary,
     probe_fma,
     probe_stream,
+    group_advantages,
+    policy_loss,
+    token_policy_loss,
+    scan,
+    beam_step,
+    sample,
+    // perturbation
+    step_linf,
+    step_norms,
+    momentum,
+    random_in_ball,
+    outside_bounds,
 };
 
 }  // namespace npkernels::NPK_ISA

@@ -3,9 +3,17 @@
 #pragma once
 
 #include "attention_call.h"
+#include "perturb_call.h"
 #include "row_call.h"
 
 namespace npkernels {
+
+struct GroupCall;
+struct PolicyCall;
+struct TokenPolicyCall;
+struct ScanCall;
+struct BeamCall;
+struct SampleCall;
 
 struct KernelTable {
   void (*softmax)(const RowCall&);
@@ -32,6 +40,19 @@ struct KernelTable {
   void (*rotary)(const RotaryCall&);
   double (*probe_fma)(int64_t steps);
   double (*probe_stream)(const char* source, char* target, int64_t bytes, int kind);
+
+  void (*group_advantages)(const GroupCall&);
+  void (*policy_loss)(const PolicyCall&);
+  void (*token_policy_loss)(const TokenPolicyCall&);
+  void (*scan)(const ScanCall&);
+  void (*beam_step)(const BeamCall&);
+  void (*sample)(const SampleCall&);
+  // perturbation: steps and projections by the norm inf, and by 1 and 2
+  void (*step_linf)(const PerturbCall&);
+  void (*step_norms)(const PerturbCall&);
+  void (*momentum)(const PerturbCall&);
+  void (*random_in_ball)(const PerturbCall&);
+  void (*outside_bounds)(const PerturbCall&);  // counts in `nans`
 };
 
 // The table in use (csrc/dispatch.cpp).

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-FAMILIES = ("softmax", "attention")
+FAMILIES = ("softmax", "attention", "grpo", "perturb")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

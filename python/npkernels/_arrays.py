@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels import _checked
+from npkernels._grpo_types import GroupAdvantages
 
 ndarray = np.ndarray
 Array = npt.NDArray[Any]
@@ -83,6 +84,8 @@ def _to_kind(result: Any, foreign: Any, out: Any = None) -> Any:
     if isinstance(result, tuple):
         outs = out if isinstance(out, tuple) else (out,) * len(result)
         return tuple(_to_kind(r, foreign, o) for r, o in zip(result, outs, strict=True))
+    if isinstance(result, GroupAdvantages):
+        return result.of_kind(lambda a: _to_kind(a, foreign))
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         fields = {f.name: _to_kind(getattr(result, f.name), foreign) for f in dataclasses.fields(result)}
         return dataclasses.replace(result, **fields)

@@ -104,9 +104,8 @@ def attention_vjp(
     like = np.broadcast_to(q[..., :1], (*q.shape[:-1], v.shape[-1]))  # the output's shape and dtype
     check_like(function, "dout", dout, "the output", like)
     check_like(function, "o", o, "the output", like)
-    norms = [
-        None if x is None else to_lse(function, name, x, q) for name, x in (("lse", lse), ("dlse", dlse))
-    ]
+    norm = to_lse(function, "lse", lse, q)
+    dnorm = None if dlse is None else to_lse(function, "dlse", dlse, q)
     for wanted, name, given in ((want_dbias, "bias", bias), (want_dsinks, "sinks", sinks)):
         if wanted and given is None:
             raise ValueError(f"{function}: want_d{name} is True, but there is no {name}; pass {name}=")
@@ -130,7 +129,7 @@ def attention_vjp(
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
     )
-    inputs = [dout, q, k, v, o, *norms, *chosen[:4]]
+    inputs = [dout, q, k, v, o, norm, dnorm, *chosen[:4]]
     dq, dk, dv = gradients_out(function, out, [q, k, v], inputs)
     dbias, dsinks = _core.attention_vjp(
         to_4d(dout),
@@ -138,7 +137,8 @@ def attention_vjp(
         k4,
         v4,
         to_4d(o),
-        *(None if x is None else x.reshape(q4.shape[:3]) for x in norms),
+        norm.reshape(q4.shape[:3]),
+        None if dnorm is None else dnorm.reshape(q4.shape[:3]),
         chosen,
         None,
         None,
@@ -244,10 +244,9 @@ def attention_jvp(
     function = "attention_jvp"
     q, k, v = (heads(function, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     check_shapes(function, q, k, v)
-    tangents = []
+    dq, dk, dv = (heads(function, name, x) for name, x in (("dq", dq), ("dk", dk), ("dv", dv)))
     for name, x, of, like in (("dq", dq, "q", q), ("dk", dk, "k", k), ("dv", dv, "v", v)):
-        tangents.append(heads(function, name, x))
-        check_like(function, name, tangents[-1], of, like)
+        check_like(function, name, x, of, like)
     q4, k4, v4 = to_4d(q), to_4d(k), to_4d(v)
     chosen = options(
         function,
@@ -271,8 +270,8 @@ def attention_jvp(
         y, dy = (x.reshape(x.shape[4 - q.ndim :]) for x in (y, dy))
     else:
         like = np.broadcast_to(q[..., :1], (*q.shape[:-1], v.shape[-1]))
-        y, dy = gradients_out(function, out, [like, like], [q, k, v, *tangents, *chosen[:4]])
+        y, dy = gradients_out(function, out, [like, like], [q, k, v, dq, dk, dv, *chosen[:4]])
     lse = _core.attention_jvp(
-        q4, k4, v4, *(to_4d(x) for x in tangents), chosen, bool(return_lse), to_4d(y), to_4d(dy)
+        q4, k4, v4, to_4d(dq), to_4d(dk), to_4d(dv), chosen, bool(return_lse), to_4d(y), to_4d(dy)
     )
     return (y, dy, lse.reshape(q.shape[:-1])) if return_lse else (y, dy)

@@ -100,7 +100,7 @@ def attention_varlen(
             raise TypeError(f"{function}: out is a {type(out).__name__}; expected a NumPy array")
         if out.ndim != 3:
             shape_error(function, "out", out.shape, "(total_q, Hq, Dv)")
-        target = out.swapaxes(0, 1)[None]
+        target = _heads(out)
     target = _core.attention_output(function, q4, k4, v4, target)
     filled, lse = _core.attention(q4, k4, v4, chosen, bool(return_lse), *starts, target)
     result = out if out is not None else filled[0].swapaxes(0, 1)
@@ -173,13 +173,11 @@ def attention_varlen_vjp(
     q, k, v = (_packed(function, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     q4, k4, v4 = _as_heads(function, q, k, v)
     like = np.broadcast_to(q[..., :1], (*q.shape[:-1], v.shape[-1]))
-    both = []
-    for name, x in (("dout", dout), ("o", o)):
-        both.append(_packed(function, name, x))
-        check_like(function, name, both[-1], "the output", like)
-    norms = [
-        None if x is None else to_lse(function, name, x, q4[0]) for name, x in (("lse", lse), ("dlse", dlse))
-    ]
+    dout, o = _packed(function, "dout", dout), _packed(function, "o", o)
+    check_like(function, "dout", dout, "the output", like)
+    check_like(function, "o", o, "the output", like)
+    norm = to_lse(function, "lse", lse, q4[0])
+    dnorm = None if dlse is None else to_lse(function, "dlse", dlse, q4[0])
     if want_dsinks and sinks is None:
         raise ValueError(f"{function}: want_dsinks is True, but there are no sinks; pass sinks=")
     starts = _starts(function, cu_seqlens_q, cu_seqlens_k, q, k)
@@ -197,21 +195,33 @@ def attention_varlen_vjp(
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
     )
-    grads = gradients_out(function, out, [q, k, v], [q, k, v, *both, *norms, *chosen[:4], *starts])
+    dq, dk, dv = gradients_out(
+        function, out, [q, k, v], [q, k, v, dout, o, norm, dnorm, *chosen[:4], *starts]
+    )
     _, dsinks = _core.attention_vjp(
-        both[0].swapaxes(0, 1)[None],
+        _heads(dout),
         q4,
         k4,
         v4,
-        both[1].swapaxes(0, 1)[None],
-        *(None if x is None else x[None] for x in norms),
+        _heads(o),
+        norm[None],
+        None if dnorm is None else dnorm[None],
         chosen,
-        *starts,
-        *(x.swapaxes(0, 1)[None] for x in grads),
+        starts[0],
+        starts[1],
+        _heads(dq),
+        _heads(dk),
+        _heads(dv),
         False,
         bool(want_dsinks),
     )
-    return AttentionGrads(*grads, dsinks=dsinks)
+    return AttentionGrads(dq, dk, dv, dsinks=dsinks)
+
+
+def _heads(x: Array) -> Array:
+    """View a packed array as (1, H, total, D)."""
+    view: Array = x.swapaxes(0, 1)[None]
+    return view
 
 
 def _packed(function: str, name: str, x: Any) -> Array:
@@ -226,9 +236,8 @@ def _packed(function: str, name: str, x: Any) -> Array:
 
 def _as_heads(function: str, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """Return the packed arrays as (1, H, total, D)."""
-    views = [x.swapaxes(0, 1) for x in (q, k, v)]
-    check_shapes(function, *views)
-    q4, k4, v4 = (x[None] for x in views)
+    q4, k4, v4 = _heads(q), _heads(k), _heads(v)
+    check_shapes(function, q4[0], k4[0], v4[0])
     return q4, k4, v4
 
 

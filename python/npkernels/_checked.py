@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+
+from npkernels._grpo_types import GroupAdvantages
 
 _by_environment = os.environ.get("NPKERNELS_CHECK", "") not in ("", "0")
 _active: ContextVar[bool] = ContextVar("npkernels_checked", default=_by_environment)
@@ -67,7 +70,8 @@ def compare(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         copies = tuple(_copy(a) for a in args)
         copied = {key: _copy(value) for key, value in kwargs.items() if key != "out"}
         result = function(*args, **kwargs)
-        expected = getattr(reference, function.__name__)(*copies, **copied)
+        family = getattr(reference, function.__module__.split(".")[1], reference)
+        expected = getattr(family, function.__name__)(*copies, **copied)
         inputs = [
             a for a in (*copies, *copied.values()) if isinstance(a, np.ndarray) and a.dtype.kind in "fV"
         ]
@@ -81,9 +85,11 @@ def compare(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 def _copy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
+    if isinstance(value, np.random.Generator):
+        return copy.deepcopy(value)
     if isinstance(value, list | tuple):
         return type(value)(_copy(v) for v in value)
-    return value
+    return copy.deepcopy(value) if isinstance(value, np.random.Generator) else value
 
 
 def _leaves(place: str, result: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -95,6 +101,9 @@ def _leaves(place: str, result: Any, expected: Any) -> Iterator[tuple[str, Any, 
             yield from _leaves(
                 f"{place}.{field.name}", getattr(result, field.name), getattr(expected, field.name)
             )
+    elif isinstance(result, GroupAdvantages):
+        for name in result.arrays:
+            yield f"{place}.{name}", getattr(result, name), getattr(expected, name)
     elif result is not None:
         yield place, np.asarray(result), np.asarray(expected)
 

@@ -100,6 +100,7 @@ def attention(
     cu_seqlens_k: _Array | None,
     out: _Array,
 ) -> tuple[_Array, Any]: ...
+def attention_quick(q: object, k: object, v: object, causal: bool, want_lse: bool) -> Any: ...
 def attention_output(function: str, q: _Array, k: _Array, v: _Array, out: _Array | None) -> _Array: ...
 def attention_cached(
     q: _Array,
@@ -144,4 +145,98 @@ def attention_jvp(
 def merge_attention(outs: list[_Array], lses: list[_Array], out: _Array | None) -> tuple[_Array, _Array]: ...
 def rotary(
     x: _Array, cos: _Array, sin: _Array, interleaved: bool, inverse: bool, out: _Array | None
+) -> _Array: ...
+def group_advantages(
+    rewards: _Array,
+    groups: int | _Array,
+    n: int,
+    baseline: int,
+    scale: int,
+    ddof: int,
+    eps: float,
+    lone_reward: bool,
+    over_mean: bool,
+) -> tuple[_Array, _Array]: ...
+def group_advantages_plain(rewards: object, size: int) -> tuple[_Array, _Array] | None: ...
+def group_stats(rewards: _Array, groups: int | _Array, n: int) -> _Array: ...
+def number_groups(ids: npt.NDArray[np.int64]) -> tuple[_Array, _Array]: ...
+def policy_loss(
+    logp: _Array,
+    old_logp: _Array,
+    advantages: _Array,
+    mask: _Array | None,
+    ref_logp: _Array | None,
+    sampler_logp: _Array | None,
+    entropy: _Array | None,
+    count: int,
+    length: int,
+    ends: _Array | None,
+    options: tuple[Any, ...],
+    out: _Array | None,
+) -> tuple[Any, ...]: ...
+def token_policy_loss(
+    logits: _Array,
+    ids: _Array,
+    old_logp: _Array,
+    advantages: _Array,
+    ref_logp: _Array | None,
+    correction: _Array | None,
+    weights: _Array,
+    temperature: float,
+    want_entropy: bool,
+    options: tuple[Any, ...],
+    want_grad: bool,
+    out: _Array | None,
+) -> tuple[_Array, Any]: ...
+def scan(
+    rewards: _Array,
+    values: _Array | None,
+    count: int,
+    length: int,
+    ends: _Array | None,
+    mask: _Array | None,
+    dones: _Array | None,
+    gamma: _Array,
+    lam: _Array | None,
+    last: _Array,
+    advantages: _Array | None,
+    returns: _Array,
+) -> None: ...
+def beam_step(log_probs: _Array, scores: _Array, width: int) -> tuple[_Array, _Array, _Array]: ...
+def sample(
+    logits: _Array, temperature: float, top_k: int, top_p: float, min_p: float, u: _Array
+) -> _Array: ...
+def perturb_step(
+    function: str,
+    x: _Array,
+    center: _Array | None,
+    grad: _Array | None,
+    length: float,
+    length_array: _Array | None,
+    radius: float,
+    radius_array: _Array | None,
+    norm: int,
+    low: float,
+    high: float,
+    low_array: _Array | None,
+    high_array: _Array | None,
+    targeted: bool,
+    mask: _Array | None,
+    want_nans: bool,
+    out: _Array | None,
+) -> tuple[_Array, int]: ...
+def momentum(
+    velocity: _Array, grad: _Array, decay: float, mask: _Array | None, out: _Array | None
+) -> _Array: ...
+def random_in_ball(
+    center: _Array,
+    radius: float,
+    radius_array: _Array | None,
+    norm: int,
+    key: int,
+    low: float,
+    high: float,
+    low_array: _Array | None,
+    high_array: _Array | None,
+    out: _Array | None,
 ) -> _Array: ...

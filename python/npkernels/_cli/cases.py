@@ -49,9 +49,14 @@ def itemsize(dtype: str) -> int:
 
 def families() -> dict[str, dict[str, Cases]]:
     """Give the kernels of each family and what makes their cases."""
-    from npkernels._cli import cases_attention, cases_softmax
+    from npkernels._cli import cases_attention, cases_grpo, cases_perturb, cases_softmax
 
-    return {"softmax": cases_softmax.KERNELS, "attention": cases_attention.KERNELS}
+    return {
+        "softmax": cases_softmax.KERNELS,
+        "attention": cases_attention.KERNELS,
+        "grpo": cases_grpo.KERNELS,
+        "perturb": cases_perturb.KERNELS,
+    }
 
 
 class Inputs:

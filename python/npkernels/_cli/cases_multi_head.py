@@ -68,7 +68,7 @@ def _calls(make: Inputs) -> Iterator[tuple[str, tuple[Array, ...], dict[str, Any
     yield "dropout", args, {**options, "dropout_p": 0.2, "dropout_seed": 7}
     yield "2-D", (args[0][0], *args[1:]), options
     yield "4-D", (make.normal((2, 3, 5, 24)), *args[1:]), options
-    yield "one query", (args[0][:, :1], *args[1:]), options
+    yield "one query", (args[0][:, :1], *args[1:]), {**options, "context": make.normal((2, 9, 24))}
     yield "no queries", (args[0][:, :0], *args[1:]), options
     turned = tuple(np.ascontiguousarray(a.T).T for a in args[1:])
     yield "transposed weights", (args[0], *turned), options

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,9 @@ def call(kernel: str, case: cases.Case) -> Any:
 
 def function(kernel: str) -> Callable[..., Any]:
     """The kernel's public function, or what a method of `KVCache` calls."""
-    found: Callable[..., Any] = getattr(npkernels, kernel, None) or getattr(_cached_attention, kernel)
+    found: Callable[..., Any] = attrgetter(kernel)(
+        _cached_attention if kernel == "cached_attention" else npkernels
+    )
     return found
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from npkernels import reference
 from npkernels._arrays import Array
 from npkernels._cli import plain
 from npkernels._cli.plain import sums
+from npkernels._grpo_types import GroupAdvantages
 
 FIRST, MOST = 4, 40  # orders of summation that are tried at once, and at most
 
@@ -94,6 +96,8 @@ class _Leaf:
 
     def allow(self, narrow: Array) -> None:
         """Take note of what the plain formula gave."""
+        if self.dtype.kind in "iub":  # exact
+            return
         errors = _errors(narrow, self.exact)
         self.plain_error = max(self.plain_error, float(errors[np.isfinite(errors)].max(initial=0.0)))
 
@@ -132,7 +136,7 @@ class Expectation:
         self._call = (function, args, kwargs)
         self._orders = 1
         with np.errstate(all="ignore"):
-            exact = dict(arrays(getattr(reference, function)(*args, **kwargs)))
+            exact = dict(arrays(attrgetter(function)(reference)(*args, **kwargs)))
             narrow = self._plain()
         self.leaves = {place: _Leaf.of(exact[place], narrow[place].dtype) for place in exact}
         for place, leaf in self.leaves.items():
@@ -155,7 +159,7 @@ class Expectation:
 
     def _plain(self) -> dict[str, Array]:
         function, args, kwargs = self._call
-        return dict(arrays(getattr(plain, function)(*args, **kwargs)))
+        return dict(arrays(attrgetter(function)(plain)(*args, **kwargs)))
 
     def _try_orders(self, end: int) -> None:
         for k in range(self._orders, end):
@@ -216,10 +220,14 @@ def arrays(result: Any) -> Iterator[tuple[str, Array]]:
     if isinstance(result, tuple):
         for i, part in enumerate(result):
             yield f"[{i}]", np.asarray(part)
+    elif isinstance(result, GroupAdvantages):
+        for name in result.arrays:
+            yield f".{name}", np.asarray(getattr(result, name))
     elif dataclasses.is_dataclass(result):
         for field in dataclasses.fields(result):
             if (part := getattr(result, field.name)) is not None:
-                yield f".{field.name}", np.asarray(part)
+                for place, array in arrays(part):
+                    yield f".{field.name}{place}", array
     else:
         yield "", np.asarray(result)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from npkernels import TokenStats
 from npkernels._arrays import Array, is_bfloat16
+from npkernels._cli import peers_grpo
 from npkernels._cli.workloads import Call, Inputs, Workload
 from npkernels._types import AttentionGrads
 
@@ -111,6 +112,35 @@ def _torch_rotary(_: Workload, inputs: Inputs) -> Call:
     return lambda: x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
+def _torch_sign_step(workload: Workload, inputs: Inputs) -> Call:
+    x, g, eps = _tensor(inputs["x"]), _tensor(inputs["grad"]), workload.rows(inputs)[0][2]
+    return lambda: (x + eps * g.sign()).clamp(0, 1)
+
+
+def _torch_pgd_step(workload: Workload, inputs: Inputs) -> Call:
+    x, c, g = (_tensor(inputs[name]) for name in ("x", "center", "grad"))
+    step, eps = workload.rows(inputs)[0][3:]
+    return lambda: (c + (x + step * g.sign() - c).clamp(-eps, eps)).clamp(0, 1)
+
+
+def _torch_project_l1(workload: Workload, inputs: Inputs) -> Call:
+    """By sorting, as Duchi et al. 2008 have it and as published attacks in PyTorch do."""
+    torch = _torch()
+    x, c, eps = _tensor(inputs["x"]), _tensor(inputs["center"]), workload.rows(inputs)[0][2]
+
+    def call() -> Any:
+        d = x - c
+        a = d.abs()
+        falling = a.sort(dim=1, descending=True).values
+        sums = falling.cumsum(1) - eps
+        ranks = torch.arange(1, a.shape[1] + 1, dtype=a.dtype)
+        last = (falling * ranks > sums).sum(1, keepdim=True)
+        t = sums.gather(1, last - 1) / last
+        return torch.where(a.sum(1, keepdim=True) <= eps, x, c + d.sign() * (a - t).clamp(min=0))
+
+    return call
+
+
 def _scipy_softmax(workload: Workload, inputs: Inputs) -> Call:
     function, x = getattr(importlib.import_module("scipy.special"), workload.kernel), inputs["x"]
     return lambda: function(x, axis=-1)
@@ -129,6 +159,11 @@ PEERS = {
             "attention_vjp": _torch_attention_vjp,
             "cached_attention": _torch_attention,
             "rotary_embedding": _torch_rotary,
+            "policy_loss": peers_grpo.torch_policy_loss,
+            "token_policy_loss": peers_grpo.torch_token_policy_loss,
+            "perturb.sign_step": _torch_sign_step,
+            "perturb.pgd_step": _torch_pgd_step,
+            "perturb.project": _torch_project_l1,
         },
     ),
     "scipy": Peer("scipy", {"softmax": _scipy_softmax, "log_softmax": _scipy_softmax}),

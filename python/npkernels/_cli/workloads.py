@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ STATS = ("entropy", "lse")
 TOLERANCE = {
     2: 0.05,
     4: 1e-3,
+    8: 1e-9,
 }  # of another library, by bytes of an entry: enough to see that it computes the same
 
 
@@ -90,7 +92,7 @@ class Workload:
     def verify_peer(self, inputs: Inputs, result: Any) -> None:
         """Raise AssertionError unless another library's result means the same."""
         args, kwargs = self.rows(inputs)
-        wanted = gate.arrays(getattr(reference, self.kernel)(*args, **kwargs))
+        wanted = gate.arrays(attrgetter(self.kernel)(reference)(*args, **kwargs))
         tolerance = TOLERANCE[cases.itemsize(self.dtype)]
         for (place, want), (_, got) in zip(wanted, gate.arrays(self.part(result)), strict=True):
             error = np.abs(got.astype(np.float64) - want).max()
@@ -280,7 +282,9 @@ def rotary(batch: int, heads: int, length: int, dim: int, *, quick: bool = False
 
 def workloads() -> list[Workload]:
     """Give all workloads; those of bfloat16 only if ml_dtypes is installed."""
+    from npkernels._cli import workloads_grpo
     from npkernels._cli.workloads_attention import of_attention
+    from npkernels._cli.workloads_perturb import perturb_workloads
 
     vocabulary = (256, 151_936)  # of Qwen
     listed = [
@@ -297,5 +301,7 @@ def workloads() -> list[Workload]:
         cross_entropy((512, 32_000), quick=True),
         *of_attention(),
         rotary(1, 32, 2048, 128, quick=True),
+        *workloads_grpo.listed(),
+        *perturb_workloads(),
     ]
     return [w for w in listed if w.dtype in cases.dtypes()]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,34 @@ def _as_real(function: str, name: str, value: Any) -> npt.NDArray[Any]:
     return array
 
 
+Sum = Callable[[npt.NDArray[Any]], Any]
+_narrow: ContextVar[Sum | None] = ContextVar("npkernels_reference_narrow", default=None)
+
+
+@contextlib.contextmanager
+def in_input_dtype(add: Sum) -> Iterator[None]:
+    """Compute in the dtype of the inputs (float32 for 16 bits) instead of a wider one, to see what rounding does.
+
+    `add` is how the terms of a sum are added.
+    """
+    token = _narrow.set(add)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
+
+
+def total(x: npt.NDArray[Any]) -> Any:
+    """The sum of all entries."""
+    add = _narrow.get()
+    return x.sum() if add is None else add(x)
+
+
+def widest() -> np.dtype[Any]:
+    """Where a function is computed in float64 whatever its inputs are: that, or longdouble to judge it."""
+    return np.dtype(np.longdouble if _narrow.get() is None else np.float64)
+
+
 def working(function: str, **arguments: Any) -> list[Array]:
     """The arguments in one working precision, which is wider than that of the widest argument.
 
@@ -41,6 +72,8 @@ def working(function: str, **arguments: Any) -> list[Array]:
     """
     arrays = [_as_real(function, name, value) for name, value in arguments.items()]
     short = all(array.dtype.name in _EXACT_IN_FLOAT64 for array in arrays)
+    if _narrow.get() is not None:
+        return [array.astype(np.float32 if short else np.float64) for array in arrays]
     return [array.astype(np.float64 if short else np.longdouble) for array in arrays]
 
 

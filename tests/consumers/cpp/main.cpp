@@ -52,7 +52,9 @@ bool attention_agrees() {
   const int64_t H = 3, S = 20, D = 8;
   Tensor q({1, H, S, D}), k({1, H, S, D}), v({1, H, S, D}), out({1, H, S, D});
   q.randomise(2), k.randomise(3), v.randomise(4);
-  const npkernels::AttentionOptions causal{0.5, true, nullptr, nullptr, nullptr};
+  npkernels::AttentionOptions causal;
+  causal.scale = 0.5;
+  causal.causal = true;
   if (!npkernels::attention(q.array(), k.array(), v.array(), causal, out.array(), nullptr)) return false;
   for (int64_t h = 0; h < H; ++h)
     for (int64_t s = 0; s < S; ++s) {

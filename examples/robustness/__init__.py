@@ -1,0 +1,1 @@
+"""How robust a small network is: attacks, anisotropy and adversarial training on scikit-learn's digits."""

@@ -1,0 +1,1 @@
+"""The smallest network that has a cliff: exclusive or, by hand and trained."""

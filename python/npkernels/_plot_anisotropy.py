@@ -1,0 +1,75 @@
+"""The picture of an anisotropy report."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from npkernels.lipschitz import Anisotropy
+
+COLORS = {
+    "natural": "#2f7d4f",
+    "random": "#7a7a7a",
+    "tangent": "#3b6fb6",
+    "normal": "#b07d2b",
+    "adversarial": "#b5342f",
+}
+
+
+def anisotropy(report: Anisotropy, *, ax: Any = None, title: str | None = None) -> Any:
+    """Draw the slopes of `npkernels.lipschitz.anisotropy` by class of direction, on a logarithmic axis.
+
+    Parameters
+    ----------
+    report : Anisotropy
+        What `anisotropy` returned.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure without it.
+    title : str, optional
+        Above the picture: say what the slopes are of.
+
+    Returns
+    -------
+    matplotlib Axes
+        What was drawn on. Slopes of 0 have no place on the axis and are counted in the label.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, npkernels  # doctest: +SKIP
+    >>> ax = anisotropy(npkernels.lipschitz.anisotropy(f, grad, x, data, 0.1), title="logits")  # doctest: +SKIP
+    """
+    if ax is None:
+        ax = importlib.import_module("matplotlib.pyplot").subplots(figsize=(6.4, 3.2), layout="constrained")[
+            1
+        ]
+    rng = np.random.default_rng(0)
+    for row, (kind, slopes) in enumerate(report.slopes.items()):
+        every = slopes.reshape(-1)
+        shown = every[every > 0]
+        height = row + 0.5 * (rng.random(len(shown)) - 0.5)
+        ax.scatter(shown, height, s=5, alpha=0.25, color=COLORS[kind], linewidths=0, rasterized=True)
+        if len(shown):
+            middle = float(np.median(shown))
+            ax.plot([middle, middle], [row - 0.36, row + 0.36], color="black", linewidth=1.5)
+            ax.annotate(f"{middle:.2g}", (middle, row - 0.38), ha="center", va="bottom", fontsize=8)
+    labels = [
+        f"{kind} ({int((s == 0).sum())} of 0)" if (s == 0).any() else kind
+        for kind, s in report.slopes.items()
+    ]
+    ax.set(
+        xscale="log", yticks=range(len(labels)), yticklabels=labels, xlabel="slope |f(x + d) - f(x)| / |d|"
+    )
+    ax.invert_yaxis()
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    if title:
+        ax.set_title(title, loc="left", fontsize=10)
+    return ax

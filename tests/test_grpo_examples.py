@@ -1,0 +1,85 @@
+"""The GRPO examples: gradients of the tiny model, that it learns, and the rules of the round."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from grpo.learn import LENGTH, SYMBOLS, Recipe, accuracy, answer, main, questions, rewards, train
+from grpo.tiny import Tiny
+
+SMALL = Recipe(steps=3, prompts=4, group=4, width=16, heads=2, layers=2)
+
+
+def test_gradients_of_the_tiny_model_by_central_differences():
+    rng = np.random.default_rng(0)
+    model = Tiny(5, 6, width=8, heads=2, layers=2, seed=1)
+    model.parameters = {name: p.astype(np.float64) for name, p in model.parameters.items()}
+    ids, d = rng.integers(0, 5, (3, 6)), rng.standard_normal((3, 6, 5))
+    _, tape = model(ids)
+    gradients = model.backward(d, tape)
+    for name, p in model.parameters.items():
+        for _ in range(4):
+            at = tuple(rng.integers(0, p.shape))
+            before, values = p[at], []
+            for step in (1e-6, -1e-6):
+                p[at] = before + step
+                values.append((model(ids)[0] * d).sum())
+            p[at] = before
+            assert_allclose(
+                gradients[name][at], (values[0] - values[1]) / 2e-6, rtol=1e-4, atol=1e-6, err_msg=name
+            )
+
+
+def test_the_same_seed_gives_the_same_bits():
+    (one, first), (two, second) = (train(SMALL, range(SMALL.steps)) for _ in range(2))
+    assert dataclasses.asdict(first) == dataclasses.asdict(second)
+    for name, p in one.parameters.items():
+        assert p.tobytes() == two.parameters[name].tobytes()
+    other, _ = train(dataclasses.replace(SMALL, seed=1), range(SMALL.steps))
+    assert any(p.tobytes() != other.parameters[name].tobytes() for name, p in one.parameters.items())
+
+
+def test_the_reward_rises():
+    recipe = Recipe(steps=30, prompts=16, width=32)
+    model, curve = train(recipe, range(recipe.steps))
+    assert curve.exact[0] < 0.05
+    assert np.mean(curve.reward[-3:]) > np.mean(curve.reward[:3]) + 0.2
+    assert curve.entropy[-1] < curve.entropy[0]
+    assert 0 <= accuracy(model, n=50) <= 1
+
+
+def test_answers_and_rewards():
+    question = questions(np.random.default_rng(0), 5)
+    assert question.shape == (5, LENGTH)
+    model = Tiny(SYMBOLS + 1, 2 * LENGTH + 1, width=8, heads=2, layers=1, seed=0)
+    given, logp = answer(model, question, np.random.default_rng(1))
+    assert given.shape == logp.shape == (5, LENGTH)
+    assert (logp < 0).all()
+    assert_array_equal(rewards(question, question[:, ::-1]), 1)
+    assert_array_equal(answer(model, question, None)[0], answer(model, question, None)[0])
+
+
+def test_the_command_line(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "curve.png"
+    assert main(["--steps", "2", "--plot", str(target), "--json", str(tmp_path / "curve.json")]) == 0
+    assert target.stat().st_size > 1000
+    assert "greedy answers" in capsys.readouterr().out
+
+
+def test_rules_of_the_round():
+    pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+    from grpo.round import Question, arithmetic, scores
+
+    made = arithmetic(30, 0)
+    assert made == arithmetic(30, 0)
+    for question in made:
+        assert eval(question.text.removeprefix("What is ").removesuffix("?")) == question.answer
+    question = Question("What is 2 + 3?", 5)
+    assert scores("2 + 3 is five. Answer: 5", question) == [1, 1, 1]
+    assert scores("That is 5", question) == [1, 0, 1]
+    assert scores("Answer: 6", question) == [0, 1, 1]
+    assert scores("пять", question) == [0, 0, 0]
