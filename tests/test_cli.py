@@ -15,7 +15,19 @@ import pytest
 import npkernels
 from npkernels import reference
 from npkernels.__main__ import main
-from npkernels._cli import bench, cases, check, gate, machine, page, peers, plain, report, workloads
+from npkernels._cli import (
+    bench,
+    cases,
+    check,
+    gate,
+    machine,
+    page,
+    peers,
+    plain,
+    report,
+    workloads,
+    workloads_attention,
+)
 from npkernels._cli.plain import sums
 
 INF, NAN = np.inf, np.nan
@@ -311,8 +323,13 @@ SMALL = [
     *(workloads.token_log_probs((6, 50), name) for name in cases.dtypes() if name == "bfloat16"),
     *(workloads.token_log_probs_vjp((6, 50), name) for name in cases.dtypes() if name == "bfloat16"),
     workloads.cross_entropy((6, 50)),
-    workloads.attention(1, 4, 9, 8),
-    workloads.attention(2, 4, 9, 8, kv_heads=2, causal=True),
+    workloads_attention.attention(1, 4, 9, 8),
+    workloads_attention.attention(2, 4, 9, 8, kv_heads=2, causal=True),
+    workloads_attention.attention(1, 2, 9, 8, window=3),
+    workloads_attention.attention_vjp(2, 4, 9, 8, kv_heads=2, causal=True),
+    workloads_attention.attention_vjp(1, 2, 9, 8, window=3),
+    workloads_attention.attention_jvp(1, 2, 9, 8, causal=True),
+    workloads_attention.decode(2, 4, 9, 8, kv_heads=2),
     workloads.rotary(1, 2, 9, 8),
 ]
 
@@ -321,7 +338,7 @@ def changed(result):
     """The result with every array a little off."""
     if isinstance(result, tuple):
         return tuple(changed(part) for part in result)
-    if isinstance(result, npkernels.TokenStats):
+    if isinstance(result, npkernels.TokenStats | npkernels.AttentionGrads):
         return replace(result, **{k: changed(v) for k, v in vars(result).items() if v is not None})
     return (np.asarray(result).astype(np.float64) * 1.1).astype(np.asarray(result).dtype)
 
@@ -371,7 +388,7 @@ def test_workloads_are_those_of_the_table():
 
 
 def test_work_is_counted_over_allowed_pairs():
-    full, causal = (workloads.attention(2, 4, 7, 8, kv_heads=2, causal=c) for c in (False, True))
+    full, causal = (workloads_attention.attention(2, 4, 7, 8, kv_heads=2, causal=c) for c in (False, True))
     pairs = sum(j <= i for i in range(7) for j in range(7))
     assert full.flops == 2 * 4 * 49 * (2 * 8 + 2 * 8)
     assert causal.flops == 2 * 4 * pairs * (2 * 8 + 2 * 8)
@@ -396,7 +413,7 @@ def test_shares_are_of_the_right_limit():
     limits = machine.Limits(multiply_adds=100.0, read=10.0, copy=20.0, stream_copy=30.0)
     assert [limits.of(name) for name in ("multiply-adds", "read", "copy", "none")] == [100, 10, 30, INF]
     for workload, work, limit in (
-        (workloads.attention(1, 1, 4, 2), 4 * 16 * 2, 100),
+        (workloads_attention.attention(1, 1, 4, 2), 4 * 16 * 2, 100),
         (workloads.token_log_probs((2, 3), "float32"), 24, 10),
         (workloads.cross_entropy((2, 3)), 48, 30),
     ):
@@ -424,12 +441,12 @@ def test_bench_prints_and_writes_json(tmp_path):
     assert 0 < ours["best"] <= ours["seconds"] < 1e-3
     assert ours["rounds"] >= 3
     line = next(line for line in done.stdout.splitlines() if line.startswith("softmax float32 10"))
-    assert f"{entry['contenders']['numpy']['ratio']:.1f} x" in line
+    assert f"{entry['contenders']['numpy']['ratio']:.2f} x" in line
 
 
 def example() -> bench.Run:
     limits = machine.Limits(multiply_adds=1e11, read=2e10, copy=3e10, stream_copy=4e10)
-    chosen = [workloads.cross_entropy((2, 300)), workloads.attention(1, 2, 30, 8), SMALL[1]]
+    chosen = [workloads.cross_entropy((2, 300)), workloads_attention.attention(1, 2, 30, 8), SMALL[1]]
     outcomes = [bench.Outcome(w, {"npkernels": [1e-4], "numpy": [3e-4], "torch": [2e-4]}) for w in chosen]
     return bench.Run({"processor": "<one> & only"}, limits, outcomes)
 
@@ -446,7 +463,7 @@ def test_page_needs_nothing_else():
     assert "&lt;one&gt; &amp; only" in text
     for outcome in example().outcomes:
         assert outcome.workload.name in text
-    assert "3.0 x" in text
+    assert "3.00 x" in text
 
 
 def test_page_of_cached_workloads_has_no_roofline():

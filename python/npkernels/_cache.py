@@ -8,19 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels import _core
-from npkernels._arrays import (
-    Array,
-    check_out,
-    compute_dtype,
-    floating,
-    integers,
-    is_bfloat16,
-    kernel,
-    plain,
-    shape_error,
-)
-from npkernels._attention_options import heads, options
+from npkernels._arrays import Array, compute_dtype, floating, integers, is_bfloat16, plain, shape_error
+from npkernels._cached_attention import cached_attention, check_rows, pages_missing
 
 ArrayLike = npt.ArrayLike
 _INT8 = np.dtype(np.int8)
@@ -52,13 +41,22 @@ class KVCache:
     Attributes
     ----------
     lengths : ndarray of int64 (batch,)
-        Tokens that each sequence has; may be set, for example to drop rejected tokens (`truncate` checks).
+        Tokens that each sequence has. Setting it, or entries of it, says that so many rows are valid: fewer, to drop
+        tokens, or more, after writing into `k` and `v` by hand. `truncate` also gives pages back.
+    capacity : int
+        Most tokens of a sequence.
     block_table : ndarray of int64 (batch, pages) or None
-        Page of each run of `page_size` tokens; -1 where none is needed yet.
+        Page of each run of `page_size` tokens; -1 where there is none yet. Rows may name the same page, for a prefix
+        that sequences share: what one of them appends there, all of them have.
     k, v : ndarray
         (batch, kv_heads, capacity, D), or (pages, kv_heads, page_size, D).
     k_scale, v_scale : ndarray or None
         float32 scales of int8 rows: the shape of k and v without the last axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer or is negative, a page has no tokens, or the dtype is another one.
 
     References
     ----------
@@ -78,8 +76,10 @@ class KVCache:
     v: Array
     k_scale: Array | None
     v_scale: Array | None
-    lengths: Array
     block_table: Array | None
+    capacity: int
+    _lengths: Array
+    _gives_pages: bool  # whether pages that no row of the table names are this cache's to give out
 
     def __init__(
         self,
@@ -94,24 +94,17 @@ class KVCache:
         sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
         batch, kv_heads, capacity, head_dim = (_size(name, n, 0) for name, n in sizes.items())
         value_dim = head_dim if value_dim is None else _size("value_dim", value_dim, 0)
-        kind = _cache_dtype("dtype", np.dtype(dtype))
-        if page_size is None:
-            rows = (batch, kv_heads, capacity)
-            table = None
-        else:
+        kind = np.dtype(dtype)
+        _check_dtype("KVCache", "dtype", kind)
+        rows, table = (batch, kv_heads, capacity), None
+        if page_size is not None:
             page_size = _size("page_size", page_size, 1)
             pages = -(-capacity // page_size)
-            rows = (batch * pages, kv_heads, page_size)
-            table = np.full((batch, pages), -1, dtype=np.int64)
-        scales = [np.zeros(rows, np.float32) if kind == _INT8 else None for _ in range(2)]
-        self._set(
-            np.zeros((*rows, head_dim), kind),
-            np.zeros((*rows, value_dim), kind),
-            np.zeros(batch, np.int64),
-            table,
-            *scales,
-            capacity=capacity,
-        )
+            rows, table = (batch * pages, kv_heads, page_size), np.full((batch, pages), -1, np.int64)
+        self.k, self.v = np.zeros((*rows, head_dim), kind), np.zeros((*rows, value_dim), kind)
+        self.k_scale, self.v_scale = (np.zeros(rows, np.float32) if kind == _INT8 else None for _ in range(2))
+        self.block_table, self.capacity = table, capacity
+        self._lengths, self._gives_pages = np.zeros(batch, np.int64), table is not None
 
     @classmethod
     def from_arrays(
@@ -128,69 +121,75 @@ class KVCache:
 
         Parameters
         ----------
-        k, v : ndarray
-            (batch, kv_heads, capacity, D) and (..., Dv); with a block table (pages, kv_heads, page_size, D). Contiguous
-            last axis.
+        k, v : ndarray, or a CPU array with ``__dlpack__``
+            (batch, kv_heads, capacity, D) and (..., Dv); with a block table (pages, kv_heads, page_size, D). Any
+            strides with a contiguous last axis.
         lengths : array_like of int (batch,)
-            Tokens that are there already. An int64 array is updated in place.
+            Tokens that are there already. A contiguous int64 array is updated in place; anything else is copied, and
+            `KVCache.lengths` alone is up to date then.
         block_table : array_like of int (batch, pages), optional
-            Page of each run of page_size tokens; `append` takes only pages that are listed, -1 ends a row.
+            Page of each run of page_size tokens; -1 where there is none. The caller gives pages out: `append` takes
+            only those that are listed. A contiguous int64 array is read where it is: pages may be added later.
         k_scale, v_scale : ndarray of float32, optional
             Scales of int8 rows, contiguous, with the shape of k and v without the last axis.
+
+        Returns
+        -------
+        KVCache
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If shapes, dtypes or strides do not fit one another, a length is beyond the capacity, or a page that is
+            needed is missing or out of range.
+
+        Examples
+        --------
+        >>> import numpy as np, npkernels
+        >>> k, v, lengths = np.zeros((1, 1, 8, 4)), np.zeros((1, 1, 8, 4)), np.array([2])
+        >>> cache = npkernels.KVCache.from_arrays(k, v, lengths)
+        >>> cache.append(np.ones((1, 1, 1, 4)), np.ones((1, 1, 1, 4)))
+        >>> lengths, k[0, 0, :4, 0]
+        (array([3]), array([0., 0., 1., 0.]))
         """
         name = "KVCache.from_arrays"
-        for what, x in (("k", k), ("v", v)):
-            if not isinstance(x, np.ndarray):
-                raise TypeError(f"{name}: {what} is a {type(x).__name__}; expected a NumPy array")
-            if x.ndim != 4:
-                shape_error(name, what, x.shape, "(batch or pages, kv_heads, rows, head size)")
-            _cache_dtype(what, x.dtype, name)
-            if x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
-                raise ValueError(f"{name}: the last axis of {what} must be contiguous")
+        k, v = _rows(name, "k", k), _rows(name, "v", v)
         if v.shape[:3] != k.shape[:3] or v.dtype != k.dtype:
             raise ValueError(
                 f"{name}: v is {v.dtype} {v.shape}, k is {k.dtype} {k.shape}; "
                 "expected the same dtype and all axes but the last alike"
             )
-        for what, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-            if (scale is None) != (k.dtype != _INT8):
-                raise ValueError(f"{name}: {what} belongs to int8 arrays, and k is {k.dtype}")
-            if scale is not None and (
-                scale.dtype != np.float32 or scale.shape != k.shape[:3] or not scale.flags.c_contiguous
-            ):
-                raise ValueError(
-                    f"{name}: {what} is {scale.dtype} {scale.shape}; expected contiguous float32 {k.shape[:3]}"
-                )
-        table, capacity, batch = None, k.shape[2], k.shape[0]
+        k_scale, v_scale = (
+            _scales(name, what, x, k) for what, x in (("k_scale", k_scale), ("v_scale", v_scale))
+        )
+        table, (batch, _, capacity, _) = None, k.shape
         if block_table is not None:
             table = integers(name, "block_table", block_table)
             if table.ndim != 2:
                 shape_error(name, "block_table", table.shape, "(batch, pages)")
-            _check_pages(name, table, len(k))
+            if k.shape[2] == 0:
+                shape_error(name, "k", k.shape, "pages of at least one token")
             batch, capacity = table.shape[0], table.shape[1] * k.shape[2]
         tokens = integers(name, "lengths", lengths)
         if tokens.shape != (batch,):
             shape_error(name, "lengths", tokens.shape, f"one per sequence, ({batch},)")
+        check_rows(name, tokens, capacity, table, k.shape)
         self = cls.__new__(cls)
-        self._set(k, v, tokens, table, k_scale, v_scale, capacity=capacity)
-        _check_lengths(name, tokens, capacity, table, k.shape[2])
+        self.k, self.v, self.k_scale, self.v_scale = k, v, k_scale, v_scale
+        self.block_table, self.capacity = table, capacity
+        self._lengths, self._gives_pages = tokens, False
         return self
 
-    def _set(
-        self,
-        k: Array,
-        v: Array,
-        lengths: Array,
-        table: Array | None,
-        k_scale: Array | None,
-        v_scale: Array | None,
-        *,
-        capacity: int,
-    ) -> None:
-        self.k, self.v, self.k_scale, self.v_scale = k, v, k_scale, v_scale
-        self.lengths, self.block_table, self.capacity = lengths, table, capacity
-        self._owned = table is not None and bool((table == -1).all())  # pages are this cache's to give out
-        self._free = list(range(len(k)))[::-1] if self._owned else []
+    @property
+    def lengths(self) -> Array:
+        """Tokens that each sequence has, int64 (batch,)."""
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: ArrayLike) -> None:
+        tokens = self._per_sequence("KVCache.lengths", "lengths", lengths)
+        check_rows("KVCache.lengths", tokens, self.capacity, self.block_table, self.k.shape)
+        self._lengths[...] = tokens
 
     def append(self, k: ArrayLike, v: ArrayLike, counts: ArrayLike | None = None) -> None:
         """Add the keys and values of the next tokens of every sequence.
@@ -201,110 +200,88 @@ class KVCache:
             Rounded to the dtype of the cache (int8: with a scale per row).
         v : array_like (batch, kv_heads, n, Dv)
         counts : array_like of int (batch,), optional
-            How many of the n tokens each sequence takes, from the first on; default all.
+            How many of the n tokens each sequence takes, from the first on; default all. The others are not looked at.
 
         Raises
         ------
-        ValueError, TypeError
-            If a shape or dtype does not fit, or a sequence would outgrow the capacity or its pages; the cache is
-            unchanged then.
+        TypeError, ValueError, IndexError
+            If a shape or dtype does not fit, a sequence would outgrow the capacity or its pages, a row for int8 holds
+            NaN or an infinity, or the caller's arrays cannot be written. The cache is unchanged then.
+
+        Examples
+        --------
+        >>> import numpy as np, npkernels
+        >>> cache = npkernels.KVCache(batch=2, kv_heads=1, capacity=8, head_dim=4, page_size=2)
+        >>> cache.append(np.ones((2, 1, 3, 4)), np.ones((2, 1, 3, 4)), counts=[3, 1])
+        >>> cache.lengths, cache.block_table
+        (array([3, 1]), array([[ 0,  1, -1, -1],
+               [ 2, -1, -1, -1]]))
         """
         name = "KVCache.append"
         new = [floating(name, what, x) for what, x in (("k", k), ("v", v))]
-        batch = len(self.lengths)
+        batch = len(self._lengths)
         for what, x, own in (("k", new[0], self.k), ("v", new[1], self.v)):
-            expected = (batch, own.shape[1], "n", own.shape[3])
-            if x.ndim != 4 or (x.shape[0], x.shape[1], x.shape[3]) != (batch, own.shape[1], own.shape[3]):
-                shape_error(name, what, x.shape, str(expected))
+            expected = (batch, own.shape[1], own.shape[3])
+            if x.ndim != 4 or (x.shape[0], x.shape[1], x.shape[3]) != expected:
+                shape_error(name, what, x.shape, "({}, {}, n, {})".format(*expected))
         n = new[0].shape[2]
         if new[1].shape[2] != n:
             raise ValueError(f"{name}: v has {new[1].shape[2]} tokens, k has {n}; expected as many")
-        taken = np.full(batch, n, np.int64) if counts is None else integers(name, "counts", counts)
-        if taken.shape != (batch,):
-            shape_error(name, "counts", taken.shape, f"one per sequence, ({batch},)")
+        taken = np.full(batch, n) if counts is None else self._per_sequence(name, "counts", counts)
         if taken.size and (taken.min() < 0 or taken.max() > n):
             raise ValueError(f"{name}: counts holds {taken.min()} to {taken.max()}; expected 0 to {n}")
-        full = np.flatnonzero(self.lengths + taken > self.capacity)
-        if full.size:
-            b = int(full[0])
+        check_rows(name, self._lengths, self.capacity, self.block_table, self.k.shape)
+        lengths = self._lengths + taken
+        if lengths.size and lengths.max() > self.capacity:
+            b = int(np.argmax(lengths > self.capacity))
             raise ValueError(
-                f"{name}: sequence {b} has {self.lengths[b]} tokens and would get {taken[b]} more; "
+                f"{name}: sequence {b} has {self._lengths[b]} tokens and would get {taken[b]} more; "
                 f"the capacity is {self.capacity}"
             )
-        rounded = [(_quantised(x) if self.k.dtype == _INT8 else (x, None)) for x in new]
-        table = self._table_for(name, self.lengths + taken)
-        if table is None and batch and (self.lengths == self.lengths[0]).all() and (taken == n).all():
-            rows = slice(int(self.lengths[0]), int(self.lengths[0]) + n)
-            self._write(slice(None), rows, rounded, slice(None), slice(None))
+        self._check_writeable(name)
+        fresh = np.arange(n) < taken[:, None]
+        rounded = [self._rounded(name, what, x, fresh) for what, x in (("k", new[0]), ("v", new[1]))]
+        table = self._table_for(name, lengths)  # the last that may fail
+        if table is None and bool((taken == n).all()) and bool((self._lengths == lengths[:1] - n).all()):
+            start = int(self._lengths[0]) if batch else 0
+            self._write(slice(None), slice(start, start + n), rounded, slice(None), slice(n))
         else:
             for b in range(batch):
                 self._append_one(b, int(taken[b]), rounded, table)
-        if table is not None and table is not self.block_table:
-            assert self.block_table is not None
+        if table is not None and self.block_table is not None and table is not self.block_table:
             self.block_table[...] = table
-            self._free = self._free[: len(self._free) - self._given]
-        self.lengths += taken
-
-    def _table_for(self, name: str, lengths: Array) -> Array | None:
-        """Return the block table for these lengths, with pages that are still free where one is missing."""
-        self._given = 0
-        if self.block_table is None:
-            return None
-        missing = _missing(lengths, self.block_table, self.k.shape[2])
-        if not missing.any():
-            return self.block_table
-        count = int(missing.sum())
-        if count > len(self._free):
-            b, page = (int(i) for i in np.argwhere(missing)[0])
-            raise ValueError(
-                f"{name}: sequence {b} needs a page at block_table[{b}, {page}], which is "
-                f"{self.block_table[b, page]}; expected the number of a free page there"
-            )
-        table: Array = self.block_table.copy()
-        table[missing] = self._free[-1 : -count - 1 : -1]
-        self._given = count
-        return table
-
-    def _append_one(
-        self, b: int, count: int, rounded: list[tuple[Array, Array | None]], table: Array | None
-    ) -> None:
-        """Write the first `count` new rows of sequence b, page by page."""
-        start = int(self.lengths[b])
-        if table is None:
-            self._write(b, slice(start, start + count), rounded, b, slice(count))
-            return
-        size, done = self.k.shape[2], 0
-        while done < count:
-            page, row = divmod(start + done, size)
-            part = min(size - row, count - done)
-            self._write(int(table[b, page]), slice(row, row + part), rounded, b, slice(done, done + part))
-            done += part
-
-    def _write(
-        self, at: Any, rows: slice, rounded: list[tuple[Array, Array | None]], entry: Any, new: slice
-    ) -> None:
-        for target, scales, (x, scale) in (
-            (self.k, self.k_scale, rounded[0]),
-            (self.v, self.v_scale, rounded[1]),
-        ):
-            target[at, :, rows] = x[entry, :, new]
-            if scales is not None and scale is not None:
-                scales[at, :, rows] = scale[entry, :, new]
+        self._lengths += taken
 
     def truncate(self, lengths: ArrayLike) -> None:
-        """Forget the tokens from these lengths (batch,) on, none of which may be beyond what is there."""
+        """Forget the tokens from these lengths on, and give the pages back that nobody needs then.
+
+        Parameters
+        ----------
+        lengths : array_like of int (batch,)
+            Tokens that each sequence keeps.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a length is not an integer, is negative or is more than there is; the cache is unchanged then.
+
+        Examples
+        --------
+        >>> import numpy as np, npkernels
+        >>> cache = npkernels.KVCache(batch=1, kv_heads=1, capacity=8, head_dim=4, page_size=2)
+        >>> cache.append(np.ones((1, 1, 5, 4)), np.ones((1, 1, 5, 4)))
+        >>> cache.truncate(cache.lengths - 2)  # two tokens were rejected
+        >>> cache.lengths, cache.block_table
+        (array([3]), array([[ 0,  1, -1, -1]]))
+        """
         name = "KVCache.truncate"
-        tokens = integers(name, "lengths", lengths)
-        if tokens.shape != self.lengths.shape:
-            shape_error(name, "lengths", tokens.shape, f"one per sequence, {self.lengths.shape}")
-        if tokens.size and ((tokens < 0) | (tokens > self.lengths)).any():
-            raise ValueError(f"{name}: lengths is {tokens}; expected 0 to {self.lengths}")
-        self.lengths[...] = tokens
-        if self.block_table is not None and self._owned:
-            unused = np.arange(self.block_table.shape[1]) >= -(-tokens // self.k.shape[2])[:, None]
-            back = self.block_table[unused & (self.block_table >= 0)]
-            self._free.extend(int(page) for page in back[::-1])
-            self.block_table[unused] = -1
+        tokens = self._per_sequence(name, "lengths", lengths)
+        if ((tokens < 0) | (tokens > self._lengths)).any():
+            raise ValueError(f"{name}: lengths is {tokens}; expected 0 to {self._lengths}")
+        self._lengths[...] = tokens
+        if self.block_table is not None and self._gives_pages:
+            needed = -(-tokens // self.k.shape[2])
+            self.block_table[np.arange(self.block_table.shape[1]) >= needed[:, None]] = -1
 
     def attend(
         self,
@@ -343,15 +320,30 @@ class KVCache:
         lse : ndarray (batch, Hq, S)
             Only if `return_lse`.
 
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If an argument has the wrong dtype, shape or value, or `lengths` or `block_table` were set to something that
+            the cache does not hold; `out` is untouched then.
+
         Notes
         -----
-        The keys are cut into parts whose results are merged in order: the same bits for any number of threads.
+        The keys are cut into parts whose results are merged in order: the same bits for any number of threads. Rows
+        behind the lengths are never read.
+
+        Examples
+        --------
+        >>> import numpy as np, npkernels
+        >>> cache = npkernels.KVCache(batch=1, kv_heads=1, capacity=8, head_dim=1)
+        >>> cache.append(np.zeros((1, 1, 3, 1)), np.arange(3.0).reshape(1, 1, 3, 1))
+        >>> cache.attend(np.zeros((1, 1, 2, 1), np.float32)).ravel()  # of tokens 0 and 1; of tokens 0, 1, 2
+        array([0.5, 1. ], dtype=float32)
         """
         return cached_attention(
             q,
             self.k,
             self.v,
-            self.lengths,
+            self._lengths,
             block_table=self.block_table,
             k_scale=self.k_scale,
             v_scale=self.v_scale,
@@ -366,83 +358,79 @@ class KVCache:
             out=out,
         )
 
+    def _per_sequence(self, function: str, name: str, x: Any) -> Array:
+        array = integers(function, name, x)
+        if array.shape != self._lengths.shape:
+            shape_error(function, name, array.shape, f"one per sequence, {self._lengths.shape}")
+        return array
 
-@kernel
-def cached_attention(
-    q: ArrayLike,
-    k: Array,
-    v: Array,
-    lengths: Array,
-    *,
-    block_table: Array | None,
-    k_scale: Array | None,
-    v_scale: Array | None,
-    causal: bool,
-    q_offset: Any,
-    return_lse: bool,
-    out: Any,
-    **given: Any,
-) -> Any:
-    """What `KVCache.attend` does, as a function of the cache's arrays."""
-    name = "KVCache.attend"
-    q = heads(name, "q", q)
-    batch, kv_heads = len(lengths), k.shape[1]
-    if q.ndim != 4 or q.shape[0] != batch or q.shape[3] != k.shape[3]:
-        shape_error(name, "q", q.shape, str((batch, "Hq", "S", k.shape[3])))
-    if q.shape[1] % kv_heads if kv_heads else q.shape[1]:
-        raise ValueError(
-            f"{name}: the cache has {kv_heads} heads, q has {q.shape[1]}; q heads must be a multiple of them"
-        )
-    if (q.dtype == np.float64) != (k.dtype == np.float64):
-        raise TypeError(
-            f"{name}: q has dtype {q.dtype}, the cache has {k.dtype}; float64 goes with float64 only"
-        )
-    if block_table is not None:
-        _check_pages(name, block_table, len(k))
-    capacity = k.shape[2] * (1 if block_table is None else block_table.shape[1])
-    _check_lengths(name, lengths, capacity, block_table, k.shape[2])
-    chosen = options(
-        name,
-        q,
-        q.shape[2],
-        capacity,
-        batch,
-        causal="bottom_right" if causal else False,
-        q_offset=lengths - q.shape[2] if q_offset is None else q_offset,
-        kv_lengths=lengths,
-        **given,
-    )
-    shape = (*q.shape[:3], v.shape[3])
-    if out is not None:
-        check_out(name, out, shape, q.dtype, [q, k, v, k_scale, v_scale, lengths])
-        if out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
-            raise ValueError(f"{name}: the last axis of out must be contiguous")
-    result = np.empty(shape, q.dtype) if out is None else out
-    lse = _core.attention_cached(q, k, v, k_scale, v_scale, block_table, chosen, bool(return_lse), result)
-    return (result, lse) if return_lse else result
+    def _check_writeable(self, function: str) -> None:
+        """Raise if memory of the caller cannot take new rows."""
+        held = {"k": self.k, "v": self.v, "k_scale": self.k_scale, "v_scale": self.v_scale}
+        for name, x in {**held, "lengths": self._lengths}.items():
+            if x is not None and not x.flags.writeable:
+                raise ValueError(f"{function}: the cache's {name} is read-only; make it of writeable arrays")
+            if x is not None and 0 in x.strides and _is_shared(x):
+                raise ValueError(
+                    f"{function}: the cache's {name} is a broadcast view whose rows share memory"
+                )
 
+    def _rounded(self, function: str, name: str, x: Array, fresh: Array) -> tuple[Array, Array | None]:
+        """New rows in the dtype of the cache, apart from its memory, and for int8 their scales."""
+        if self.k.dtype == _INT8:
+            return _quantised(function, name, x, fresh)
+        if x.dtype != self.k.dtype:
+            with np.errstate(all="ignore"):
+                return x.astype(self.k.dtype), None
+        own = np.may_share_memory(x, self.k) or np.may_share_memory(x, self.v)
+        return (x.copy() if own else x), None
 
-def _check_lengths(function: str, lengths: Array, capacity: int, table: Array | None, page_size: int) -> None:
-    """Raise unless every sequence fits and has a page for each of its tokens."""
-    wrong = np.flatnonzero((lengths < 0) | (lengths > capacity))
-    if wrong.size:
-        b = int(wrong[0])
-        raise ValueError(f"{function}: lengths[{b}] is {lengths[b]}; expected 0 to the capacity, {capacity}")
-    if table is None:
-        return
-    missing = _missing(lengths, table, page_size)
-    if missing.any():
-        b, page = (int(i) for i in np.argwhere(missing)[0])
-        raise ValueError(
-            f"{function}: block_table[{b}, {page}] is {table[b, page]}, but sequence {b} has {lengths[b]} tokens; "
-            "expected a page there"
-        )
+    def _table_for(self, function: str, lengths: Array) -> Array | None:
+        """Return the block table for these lengths, with pages that nobody has where one is missing."""
+        if self.block_table is None:
+            return None
+        missing = pages_missing(lengths, self.block_table, self.k.shape[2])
+        count = int(missing.sum())
+        if not count:
+            return self.block_table
+        free = np.zeros(0, np.int64)
+        if self._gives_pages:
+            free = np.flatnonzero(~np.isin(np.arange(len(self.k)), self.block_table))
+        if count > len(free):
+            b, page = np.argwhere(missing)[0].tolist()
+            raise ValueError(
+                f"{function}: sequence {b} needs a page at block_table[{b}, {page}], which is -1, and {len(free)} "
+                "pages are free; expected the number of a page there"
+            )
+        table: Array = self.block_table.copy()
+        table[missing] = free[:count]
+        return table
 
+    def _append_one(
+        self, b: int, count: int, rounded: list[tuple[Array, Array | None]], table: Array | None
+    ) -> None:
+        """Write the first `count` new rows of sequence b, page by page."""
+        start = int(self._lengths[b])
+        if table is None:
+            self._write(b, slice(start, start + count), rounded, b, slice(count))
+            return
+        size, done = self.k.shape[2], 0
+        while done < count:
+            page, row = divmod(start + done, size)
+            part = min(size - row, count - done)
+            self._write(int(table[b, page]), slice(row, row + part), rounded, b, slice(done, done + part))
+            done += part
 
-def _missing(lengths: Array, table: Array, page_size: int) -> Array:
-    """Where sequences of these lengths need a page and have none."""
-    needed: Array = -(-lengths // page_size)
-    return (np.arange(table.shape[1]) < needed[:, None]) & (table < 0)
+    def _write(
+        self, at: Any, rows: slice, rounded: list[tuple[Array, Array | None]], entry: Any, new: slice
+    ) -> None:
+        for target, scales, (x, scale) in (
+            (self.k, self.k_scale, rounded[0]),
+            (self.v, self.v_scale, rounded[1]),
+        ):
+            target[at, :, rows] = x[entry, :, new]
+            if scales is not None and scale is not None:
+                scales[at, :, rows] = scale[entry, :, new]
 
 
 def _size(name: str, n: Any, least: int) -> int:
@@ -455,30 +443,56 @@ def _size(name: str, n: Any, least: int) -> int:
     return size
 
 
-def _cache_dtype(name: str, dtype: np.dtype[Any], function: str = "KVCache") -> np.dtype[Any]:
+def _check_dtype(function: str, name: str, dtype: np.dtype[Any]) -> None:
     if dtype not in (np.float32, np.float64, np.float16, np.int8) and not is_bfloat16(dtype):
         raise TypeError(
             f"{function}: {name} is {dtype}; expected float32, float64, float16, bfloat16 or int8"
         )
-    return dtype
 
 
-def _check_pages(function: str, table: Array, pages: int) -> None:
-    wrong = np.argwhere((table < -1) | (table >= pages))
-    if wrong.size:
-        b, page = (int(i) for i in wrong[0])
-        raise IndexError(
-            f"{function}: block_table[{b}, {page}] is {table[b, page]}; expected -1 or a page below {pages}"
+def _rows(function: str, name: str, x: Any) -> Array:
+    """Keys or values of the caller, as it lies in memory."""
+    if not (isinstance(x, np.ndarray) or hasattr(x, "__dlpack__")):
+        raise TypeError(f"{function}: {name} is a {type(x).__name__}; expected a NumPy array")
+    array = plain(function, name, x)
+    if array.ndim != 4:
+        shape_error(function, name, array.shape, "(batch or pages, kv_heads, rows, head size)")
+    _check_dtype(function, name, array.dtype)
+    if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
+        raise ValueError(f"{function}: the last axis of {name} must be contiguous")
+    if not array.flags.aligned:
+        raise ValueError(f"{function}: {name} is not aligned to its dtype; pass an ordinary array")
+    return array
+
+
+def _scales(function: str, name: str, x: Any, k: Array) -> Array | None:
+    """Scales of the caller, which int8 rows and no others have."""
+    if (x is None) != (k.dtype != _INT8):
+        raise ValueError(f"{function}: {name} goes with int8 arrays and only with them; k is {k.dtype}")
+    if x is None:
+        return None
+    array = plain(function, name, x)
+    in_order = array.flags.c_contiguous and array.flags.aligned
+    if array.dtype != np.float32 or array.shape != k.shape[:3] or not in_order:
+        raise ValueError(
+            f"{function}: {name} is {array.dtype} {array.shape}; expected contiguous float32 {k.shape[:3]}"
         )
+    return array
 
 
-def _quantised(x: Array) -> tuple[Array, Array]:
-    """Rows as int8 and their scales: the largest magnitude becomes 127."""
-    wide = plain("KVCache.append", "k", x).astype(compute_dtype(x.dtype), copy=False)
-    largest = np.abs(wide).max(axis=-1, initial=0.0)
-    if not np.isfinite(largest).all():
-        raise ValueError("KVCache.append: k or v holds NaN or an infinity, for which int8 has no scale")
-    scale = (largest / 127).astype(np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
+def _is_shared(x: Array) -> bool:
+    return x.size > 0 and any(step == 0 and n > 1 for step, n in zip(x.strides, x.shape, strict=True))
+
+
+def _quantised(function: str, name: str, x: Array, fresh: Array) -> tuple[Array, Array]:
+    """Rows as int8 and their scales: the largest magnitude becomes 127; rows that are not `fresh` become anything."""
+    wide = x.astype(compute_dtype(x.dtype), copy=False)
+    with np.errstate(all="ignore"):
+        largest = np.where(fresh[:, None], np.abs(wide).max(axis=-1, initial=0.0), 0)
+        scale = (largest / 127).astype(np.float32)
+        if not np.isfinite(scale).all():
+            raise ValueError(
+                f"{function}: {name} holds NaN, an infinity or a number beyond float32; int8 cannot"
+            )
         steps = np.where(scale[..., None] > 0, wide / scale[..., None], 0)
-    return np.rint(np.clip(steps, -127, 127)).astype(np.int8), scale
+        return np.rint(np.clip(steps, -127, 127)).astype(np.int8), scale

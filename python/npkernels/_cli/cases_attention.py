@@ -11,6 +11,7 @@ from npkernels import reference
 from npkernels._arrays import Array, compute_dtype
 from npkernels._cli.attention_calls import Call, calls
 from npkernels._cli.cases import NAN, Case, Cases, Inputs
+from npkernels._cli.cases_cache import cached_attention
 from npkernels._cli.cases_multi_head import multi_head_attention, multi_head_attention_vjp
 from npkernels._cli.cases_rotary import merge_attention, rotary_embedding
 from npkernels._cli.cases_varlen import attention_varlen, attention_varlen_vjp
@@ -93,6 +94,7 @@ KERNELS: dict[str, Cases] = {
     "attention_weights": _attention_weights,
     "attention_varlen": attention_varlen,
     "attention_varlen_vjp": attention_varlen_vjp,
+    "cached_attention": cached_attention,
     "multi_head_attention": multi_head_attention,
     "multi_head_attention_vjp": multi_head_attention_vjp,
     "merge_attention": merge_attention,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import npkernels
+from npkernels import _cached_attention
 from npkernels._arrays import Array
 from npkernels._cli import cases, gate, report
 from npkernels._cli.progress import progress
@@ -88,7 +89,15 @@ def call(kernel: str, case: cases.Case) -> Any:
         target = _copy(case.args[case.inplace])
         args = (*args[: case.inplace], target, *args[case.inplace + 1 :])
         kwargs = {**kwargs, "out": target}
-    return attrgetter(kernel)(npkernels)(*args, **kwargs)
+    return function(kernel)(*args, **kwargs)
+
+
+def function(kernel: str) -> Callable[..., Any]:
+    """The kernel's public function, or what a method of `KVCache` calls."""
+    found: Callable[..., Any] = attrgetter(kernel)(
+        _cached_attention if kernel == "cached_attention" else npkernels
+    )
+    return found
 
 
 def _copy(x: Array) -> Array:

@@ -16,6 +16,7 @@ from npkernels import TokenStats
 from npkernels._arrays import Array, is_bfloat16
 from npkernels._cli import peers_grpo
 from npkernels._cli.workloads import Call, Inputs, Workload
+from npkernels._types import AttentionGrads
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,28 @@ def _torch_cross_entropy(_: Workload, inputs: Inputs) -> Call:
 
 
 def _torch_attention(workload: Workload, inputs: Inputs) -> Call:
-    function = _torch().nn.functional.scaled_dot_product_attention
     q, k, v = (_tensor(inputs[name]) for name in "qkv")
-    options = {"is_causal": workload.options["causal"]}
+    return _torch_sdpa(workload, q, k, v)
+
+
+def _torch_sdpa(workload: Workload, q: Any, k: Any, v: Any) -> Call:
+    """Attention of tensors; a window as the boolean mask that it is."""
+    torch = _torch()
+    options: dict[str, Any] = {"is_causal": workload.options["causal"]}
+    if window := workload.options["window"]:
+        ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+        options = {"attn_mask": ones.tril() & ones.triu(1 - window)}
     if workload.options["grouped"]:
         options["enable_gqa"] = True
-    return lambda: function(q, k, v, **options)
+    return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+
+
+def _torch_attention_vjp(workload: Workload, inputs: Inputs) -> Call:
+    torch = _torch()
+    arrays = [_tensor(inputs[name]).requires_grad_() for name in "qkv"]
+    dout = _tensor(inputs["dout"])
+    forward = _torch_sdpa(workload, *arrays)
+    return lambda: AttentionGrads(*torch.autograd.grad(forward(), arrays, dout))
 
 
 def _torch_rotary(_: Workload, inputs: Inputs) -> Call:
@@ -139,6 +156,8 @@ PEERS = {
             "token_log_probs_vjp": _torch_token_log_probs_vjp,
             "cross_entropy": _torch_cross_entropy,
             "attention": _torch_attention,
+            "attention_vjp": _torch_attention_vjp,
+            "cached_attention": _torch_attention,
             "rotary_embedding": _torch_rotary,
             "policy_loss": peers_grpo.torch_policy_loss,
             "token_policy_loss": peers_grpo.torch_token_policy_loss,
@@ -174,8 +193,9 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def able(workload: Workload, names: Sequence[str]) -> list[str]:
-    """Who can do a workload: npkernels, NumPy, and those of the peers that have it."""
-    return ["npkernels", "numpy", *(name for name in names if workload.kernel in PEERS[name].calls)]
+    """Who can do a workload: npkernels, NumPy where it has the memory, and those of the peers that have it."""
+    plain = [] if workload.numpy is None else ["numpy"]
+    return ["npkernels", *plain, *(name for name in names if workload.kernel in PEERS[name].calls)]
 
 
 def verified_call(name: str, workload: Workload, inputs: Inputs) -> Call:
@@ -184,7 +204,10 @@ def verified_call(name: str, workload: Workload, inputs: Inputs) -> Call:
         call = workload.ours(inputs)
         workload.verify(inputs, call())
         return call
-    call = workload.numpy(inputs) if name == "numpy" else PEERS[name].calls[workload.kernel](workload, inputs)
+    if name == "numpy" and workload.numpy is not None:
+        call = workload.numpy(inputs)
+    else:
+        call = PEERS[name].calls[workload.kernel](workload, inputs)
     workload.verify_peer(inputs, call())
     return call
 

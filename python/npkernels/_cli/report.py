@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ def text(run: Run) -> str:
     width = max(map(len, run.about))
     lines = [f"{key:<{width}}  {value}" for key, value in run.about.items()]
     lines += [f"{'limits':<{width}}  {run.limits.text()}", "", table(rows(run))]
-    lines += ["", "time: median of interleaved calls; other libraries: their time as a multiple of it"]
+    lines += [
+        "",
+        *means(run),
+        "time: median of interleaved calls; other libraries: their time as a multiple of it",
+    ]
     return "\n".join(lines)
 
 
@@ -28,9 +33,25 @@ def rows(run: Run) -> list[list[str]]:
 
 def _row(outcome: Outcome, others: Sequence[str], run: Run) -> list[str]:
     share = outcome.share(run.limits)
-    ratios = [f"{outcome.ratio(name):.1f} x" if name in outcome.times else "-" for name in others]
+    ratios = [f"{outcome.ratio(name):.2f} x" if name in outcome.times else "-" for name in others]
     limit = "-" if share is None else f"{100 * share:.0f} % of {outcome.workload.limit}"
     return [outcome.workload.name, duration(outcome.seconds()), *ratios, rate(outcome), limit]
+
+
+def means(run: Run) -> list[str]:
+    """Give the geometric means of the ratios of each kernel and dtype that has several large workloads."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in run.outcomes:
+        if outcome.workload.limit != "none":
+            groups.setdefault(f"{outcome.workload.kernel} {outcome.workload.dtype}", []).append(outcome)
+    lines = []
+    for group, outcomes in groups.items():
+        for name in dict.fromkeys(name for o in outcomes for name in o.times if name != "npkernels"):
+            ratios = [o.ratio(name) for o in outcomes if name in o.times]
+            if len(ratios) > 2:
+                mean = statistics.geometric_mean(ratios)
+                lines.append(f"geometric mean of {len(ratios)} {group}, {name}: {mean:.2f} x")
+    return [*lines, ""] if lines else []
 
 
 def duration(seconds: float) -> str:

@@ -51,7 +51,7 @@ class Workload:
     make : callable
         Random numbers -> inputs.
     ours, numpy : callable
-        Inputs -> the call of the kernel, and of the plain formula.
+        Inputs -> the call of the kernel, and of the plain formula; None where that would need gigabytes.
     rows : callable
         Inputs -> positional and keyword arguments with which the reference computes the rows that are compared.
     part : callable
@@ -70,7 +70,7 @@ class Workload:
     quick: bool
     make: Callable[[np.random.Generator], Inputs]
     ours: Callable[[Inputs], Call]
-    numpy: Callable[[Inputs], Call]
+    numpy: Callable[[Inputs], Call] | None
     rows: Callable[[Inputs], tuple[Sequence[Any], dict[str, Any]]]
     part: Callable[[Any], Any]
     options: dict[str, Any] = field(default_factory=dict)
@@ -246,48 +246,6 @@ def cross_entropy(shape: tuple[int, int], *, quick: bool = False) -> Workload:
     )
 
 
-def attention(
-    batch: int,
-    heads: int,
-    length: int,
-    dim: int,
-    *,
-    kv_heads: int | None = None,
-    causal: bool = False,
-    quick: bool = False,
-) -> Workload:
-    """Self-attention; with `causal` a query sees itself and what is before it."""
-    groups = heads if kv_heads is None else kv_heads
-    pairs = length * (length + 1) / 2 if causal else float(length * length)
-    places = some(length)
-    shown = f"{heads}/{groups}" if groups != heads else str(heads)
-
-    def make(rng: np.random.Generator) -> Inputs:
-        shapes = {name: (batch, h, length, dim) for name, h in (("q", heads), ("k", groups), ("v", groups))}
-        return {name: _normal(rng, shape) for name, shape in shapes.items()}
-
-    def rows(inputs: Inputs) -> tuple[Sequence[Any], dict[str, Any]]:
-        seen = {"mask": np.arange(length) <= places[:, None]} if causal else {}
-        return (inputs["q"][:, :, places], inputs["k"], inputs["v"]), seen
-
-    return Workload(
-        kernel="attention",
-        family="attention",
-        dtype="float32",
-        size=f"{batch}x{shown}x{length}x{dim}{' causal' if causal else ''}",
-        limit="multiply-adds",
-        flops=4 * batch * heads * pairs * dim,
-        bytes=4.0 * batch * length * dim * (2 * heads + 2 * groups),
-        quick=quick,
-        make=make,
-        ours=lambda inputs: lambda: npkernels.attention(**inputs, causal=causal),
-        numpy=lambda inputs: lambda: plain.attention(**inputs, causal=causal),
-        rows=rows,
-        part=lambda result: as_numpy(result)[:, :, places],
-        options={"causal": causal, "grouped": groups != heads},
-    )
-
-
 def rotary(batch: int, heads: int, length: int, dim: int, *, quick: bool = False) -> Workload:
     """Rotary embedding with given cosines and sines: three multiplications or additions an entry."""
     places = some(length)
@@ -325,6 +283,7 @@ def rotary(batch: int, heads: int, length: int, dim: int, *, quick: bool = False
 def workloads() -> list[Workload]:
     """Give all workloads; those of bfloat16 only if ml_dtypes is installed."""
     from npkernels._cli import workloads_grpo
+    from npkernels._cli.workloads_attention import of_attention
     from npkernels._cli.workloads_perturb import perturb_workloads
 
     vocabulary = (256, 151_936)  # of Qwen
@@ -340,12 +299,7 @@ def workloads() -> list[Workload]:
         token_log_probs_vjp(vocabulary, "float32", quick=True),
         token_log_probs_vjp(vocabulary, "bfloat16"),
         cross_entropy((512, 32_000), quick=True),
-        attention(1, 12, 512, 64, quick=True),
-        attention(1, 12, 1024, 64, causal=True, quick=True),
-        attention(1, 8, 2048, 128),
-        attention(1, 8, 4096, 64),
-        attention(1, 8, 4096, 64, causal=True),
-        attention(1, 32, 1024, 128, kv_heads=8, causal=True, quick=True),
+        *of_attention(),
         rotary(1, 32, 2048, 128, quick=True),
         *workloads_grpo.listed(),
         *perturb_workloads(),

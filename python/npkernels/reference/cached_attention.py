@@ -6,6 +6,7 @@ j % page_size of page block_table[b, j // page_size]; v likewise. int8 rows are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .attention import attention
 
 def _rows(x: npt.NDArray[Any], scale: Array | None, table: npt.NDArray[np.int64] | None) -> Array:
     """(B, Hkv, capacity, D), in numbers that hold every dtype of a cache exactly."""
-    (wide,) = working("cached_attention", x=x)
+    (wide,) = working("cached_attention", x=x.astype(np.float32) if x.dtype == np.int8 else x)
     if scale is not None:
         wide = wide * scale[..., None]
     if table is None:
@@ -37,8 +38,13 @@ def cached_attention(
     k_scale: Array | None = None,
     v_scale: Array | None = None,
     causal: bool = True,
+    window: Sequence[int] | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     q_offset: Any = None,
-    **options: Any,
+    return_lse: bool = False,
 ) -> Array | tuple[Array, Array]:
     """``attention`` of the last S tokens of each sequence over all of its keys.
 
@@ -57,5 +63,10 @@ def cached_attention(
         causal="bottom_right" if causal else False,
         q_offset=tokens - wide.shape[2] if q_offset is None else q_offset,
         kv_lengths=tokens,
-        **options,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        return_lse=return_lse,
     )

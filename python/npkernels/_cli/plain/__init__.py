@@ -10,6 +10,7 @@ from npkernels._cli.plain import perturb
 from npkernels._cli.plain.attention import attention, attention_weights, merge_attention
 from npkernels._cli.plain.attention_grads import attention_jvp, attention_vjp
 from npkernels._cli.plain.attention_varlen import attention_varlen, attention_varlen_vjp
+from npkernels._cli.plain.cached_attention import cached_attention
 from npkernels._cli.plain.grpo import (
     advantages_from_stats,
     beam_step,
@@ -53,6 +54,7 @@ __all__ = [
     "attention_vjp",
     "attention_weights",
     "beam_step",
+    "cached_attention",
     "cross_entropy",
     "discounted_returns",
     "entropy",
