@@ -97,33 +97,38 @@ inline void multiply_wide(const T* a, int64_t a_pitch, const T* b, int64_t b_pit
   strip(Count<1>{});
 }
 
-// As multiply<N, Lies, true>, but a product whose b is zero adds nothing, whatever its a is.
+// As multiply<N, Lies, true>, in the same order of its sums, but a product whose b is zero adds nothing,
+// whatever its a is.
 template <int N, Lies kLies, class T>
 inline void multiply_careful(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows,
                              int64_t steps, T* c, int64_t c_pitch) {
   const Vec<T> zero = splat(T(0));
-  for (int64_t i = 0; i < steps; ++i)
+  for (int64_t m = 0; m < rows; ++m)
     for (int n = 0; n < N; ++n) {
-      const Vec<T> bi = load(b + i * b_pitch + n * kLanes<T>);
-      const Mask<T> none = equal(bi, zero);
-      for (int64_t m = 0; m < rows; ++m) {
-        T* to = c + m * c_pitch + n * kLanes<T>;
+      Vec<T> acc = zero;
+      for (int64_t i = 0; i < steps; ++i) {
+        const Vec<T> bi = load(b + i * b_pitch + n * kLanes<T>);
         const Vec<T> scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
-        store(to, select(none, load(to), fma(scalar, bi, load(to))));
+        acc = select(equal(bi, zero), acc, fma(scalar, bi, acc));
       }
+      T* to = c + m * c_pitch + n * kLanes<T>;
+      store(to, load(to) + acc);
     }
 }
 
-// As multiply_wide<Lies, true>, but a product whose a is zero adds nothing, whatever its b is.
+// As multiply_wide<Lies, true>, in the same order of its sums, but a product whose a is zero adds nothing,
+// whatever its b is.
 template <Lies kLies, class T>
 inline void multiply_wide_careful(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t rows,
                                   int64_t steps, T* c, int64_t c_pitch, int64_t registers) {
   for (int64_t m = 0; m < rows; ++m)
-    for (int64_t i = 0; i < steps; ++i) {
-      const T scalar = kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m];
-      if (scalar == 0) continue;
-      for (int64_t n = 0; n < registers * kLanes<T>; n += kLanes<T>)
-        store(c + m * c_pitch + n, fma(splat(scalar), load(b + i * b_pitch + n), load(c + m * c_pitch + n)));
+    for (int64_t n = 0; n < registers * kLanes<T>; n += kLanes<T>) {
+      Vec<T> acc = splat(T(0));
+      for (int64_t i = 0; i < steps; ++i) {
+        const T scalar = kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m];
+        if (scalar != 0) acc = fma(splat(scalar), load(b + i * b_pitch + n), acc);
+      }
+      store(c + m * c_pitch + n, load(c + m * c_pitch + n) + acc);
     }
 }
 

@@ -73,14 +73,19 @@ class BackBlock {
  public:
   const Block<T> block;
 
-  BackBlock(const AttentionVjpCall& call, const AttentionTask& task, const BackScratch<T>& s)
+  // ds with respect to the products q k, or, for the bias, to the scores behind softcap.
+  BackBlock(const AttentionVjpCall& call, const AttentionTask& task, const BackScratch<T>& s,
+            bool of_products)
       : block(call, task),
+        capped_(of_products && call.softcap > 0),
         call_(call),
         s_(s),
         k_(call.k, block.sequence, task.kv_head, call.dim),
         v_(call.v, block.sequence, task.kv_head, call.value_dim),
         pairs_(by_pairs<T>(call.dtype)) {
-    finite_ = load_rows(call.q, call.dim, s.q, s.qt) && load_rows(call.dout, call.value_dim, s.dout, s.dot);
+    const bool q_finite = load_rows(call.q, call.dim, s.q, s.qt);
+    const bool dout_finite = load_rows(call.dout, call.value_dim, s.dout, s.dot);
+    finite_ = q_finite && dout_finite;
     for (int r = 0; r < lanes(); ++r) {
       const T lse = static_cast<const T*>(call.lse)[block.index(r)];
       s.lse[r] =
@@ -180,9 +185,8 @@ class BackBlock {
       product<N>(k_rows_ + at * k_pitch_, k_pitch_, s_.qt + group.lane, n, call_.dim, s_.st);
       product<N>(v_rows_ + at * v_pitch_, v_pitch_, s_.dot + group.lane, n, call_.value_dim, s_.dp);
     }
-    const bool capped = call_.softcap > 0;
     const T factor =
-        block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped ? s_.slope : nullptr);
+        block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped_ ? s_.slope : nullptr);
     if (call_.drop_below) block.draw(group, first, n, s_.room);
     const Vec<T> scale = splat(factor), zero = splat(T(0)), highest = splat(NormalRange<T>::highest);
     Vec<T> lse[N], delta[N];
@@ -197,13 +201,14 @@ class BackBlock {
                       to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
         const Vec<T> p = exp_weight<T>(min_of(highest, fma(scale, load(s_.st + in), zero - lse[i])));
         const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
-        const Vec<T> slope = capped ? load(s_.slope + in) : splat(T(1));
+        const Vec<T> slope = capped_ ? load(s_.slope + in) : splat(T(1));
         const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]) * slope;
         store(s_.p + to, p * keep);
-        store(s_.ds + to, select(equal(p * slope, zero), zero, ds));
+        store(s_.ds + to, select(equal(p, zero), zero, select(equal(slope, zero), zero, ds)));
       }
   }
 
+  const bool capped_;
   const AttentionVjpCall& call_;
   const BackScratch<T>& s_;
   KeyRows<T> k_, v_;
@@ -254,7 +259,7 @@ class Backward {
 
  private:
   void run_block(const AttentionTask& one) {
-    BackBlock<T> back(call_, one, s_);
+    BackBlock<T> back(call_, one, s_, true);
     memset(s_.dqt, 0, static_cast<size_t>(call_.dim * kBlock<T>) * sizeof(T));
     back.tiles(
         [&](auto count, const Group& group, int at, int n) {
@@ -361,7 +366,7 @@ void add_bias_gradient(const AttentionVjpCall& call, const AttentionTask& task, 
       part.kv_head = head;
       part.end = smaller(task.end, call.sequences[sequence].keys);
       each_block<T>(part, [&](const AttentionTask& one) {
-        BackBlock<T> back(call, one, s);
+        BackBlock<T> back(call, one, s, false);
         const Block<T>& block = back.block;
         back.tiles([](auto, const Group&, int, int) {},
                    [&](int64_t from, int n) {

@@ -87,12 +87,13 @@ def _to_kind(result: Any, foreign: Any, out: Any = None) -> Any:
     if isinstance(result, GroupAdvantages):
         return result.of_kind(lambda a: _to_kind(a, foreign))
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        fields = {f.name: _to_kind(getattr(result, f.name), foreign) for f in dataclasses.fields(result)}
+        fields = {f.name: _to_kind(getattr(result, f.name), foreign, out) for f in dataclasses.fields(result)}
         return dataclasses.replace(result, **fields)
     if not isinstance(result, np.ndarray | np.generic):
         return result
-    if out is not None and np.shares_memory(result, _to_numpy("out", out)):
-        return out
+    for given in out if isinstance(out, tuple | list) else (out,):
+        if given is not None and np.shares_memory(result, _to_numpy("out", given)):
+            return given
     if hasattr(foreign, "__array_namespace__"):
         namespace = foreign.__array_namespace__()
     else:

@@ -60,7 +60,8 @@ def new_like(x: Array) -> Array:
     """Return memory for x's shape and dtype: the last axis contiguous, the others in the order of x's strides."""
     order = sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis]))
     memory = np.empty([*(x.shape[axis] for axis in order), x.shape[-1]], x.dtype)
-    return memory.transpose([*np.argsort(order), x.ndim - 1])
+    like: Array = memory.transpose([*np.argsort(order), x.ndim - 1])
+    return like
 
 
 def check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
@@ -179,8 +180,10 @@ def _window(function: str, window: Any) -> tuple[int, int]:
     if window is None:
         return -1, -1
     expected = "a pair (left, right) of integers, -1 = open"
-    if not isinstance(window, tuple | list) or len(window) != 2:
+    if not isinstance(window, tuple | list):
         raise TypeError(f"{function}: window is {window!r}; expected {expected}")
+    if len(window) != 2:
+        raise ValueError(f"{function}: window is {window!r}; expected {expected}")
     try:
         sides = [operator.index(side) for side in window]
     except TypeError:
