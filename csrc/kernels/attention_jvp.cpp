@@ -192,7 +192,7 @@ class ForwardMode {
         const Vec<T> p = exp_weight<T>(fma(scale, load(s_.st + at), zero - shift[i]));
         const Vec<T> u = load(s_.ut + at) * rate;
         const Vec<T> slope = capped ? load(s_.slope + at) : splat(T(1));
-        const Vec<T> w = select(equal(p * slope, zero), zero, p * slope * u);
+        const Vec<T> w = select(equal(p, zero), zero, select(equal(slope, zero), zero, p * slope * u));
         sum[i] = sum[i] + p;
         turn[i] = turn[i] + w;
         store(s_.st + at, p);

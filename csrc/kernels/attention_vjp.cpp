@@ -200,7 +200,7 @@ class BackBlock {
         const Vec<T> slope = capped ? load(s_.slope + in) : splat(T(1));
         const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]) * slope;
         store(s_.p + to, p * keep);
-        store(s_.ds + to, select(equal(p * slope, zero), zero, ds));
+        store(s_.ds + to, select(equal(p, zero), zero, select(equal(slope, zero), zero, ds)));
       }
   }
 
