@@ -71,21 +71,17 @@ class Weights:
 
 
 class Cache:
-    """Keys and values of the tokens so far, for every layer.
-
-    Heads stand before positions, so that each head's keys lie one after the other; attention reads
-    ``keys_and_values[layer, 0, :, :K]`` in place.
-    """
+    """Keys and values of the tokens so far: a `npkernels.KVCache` for every layer."""
 
     def __init__(self, config: Config, capacity: int) -> None:
-        shape = (config.layers, 2, config.kv_heads, capacity, config.head_dim)
-        self.keys_and_values: Array = np.empty(shape, dtype=np.float32)
-        self.length = 0
+        sizes = {"kv_heads": config.kv_heads, "capacity": capacity, "head_dim": config.head_dim}
+        self.layers = [npkernels.KVCache(1, **sizes) for _ in range(config.layers)]
+        self.capacity = capacity
 
     @property
-    def capacity(self) -> int:
-        """How many tokens fit."""
-        return int(self.keys_and_values.shape[3])
+    def length(self) -> int:
+        """How many tokens there are."""
+        return int(self.layers[-1].lengths[0])
 
 
 class Llama:
@@ -111,7 +107,8 @@ class Llama:
         self.timer = Timer()
         self.tokens = 0
         self._product = self.timer.timed(PRODUCTS, np.matmul)
-        self._attention = self.timer.timed(KERNELS, npkernels.attention)
+        self._append = self.timer.timed(KERNELS, npkernels.KVCache.append)
+        self._attention = self.timer.timed(KERNELS, npkernels.KVCache.attend)
         self._rotate = self.timer.timed(KERNELS, npkernels.rotary_embedding)
         self._token_log_probs = self.timer.timed(KERNELS, npkernels.token_log_probs)
         half = self.config.head_dim // 2
@@ -154,9 +151,8 @@ class Llama:
             raise ValueError(f"{stop} tokens do not fit: {limits}")
         x = self.weights.embedding[ids]
         for i in range(self.config.layers):
-            x += self._attend(i, x, cache.keys_and_values[i], start)
+            x += self._attend(i, x, cache.layers[i], start)
             x += self._feed_forward(i, x)
-        cache.length = stop
         self.tokens += ids.size
         if last:
             x = x[-1:]
@@ -164,7 +160,7 @@ class Llama:
         logits: Array = self._product(x, self.weights.head.T)
         return logits
 
-    def _attend(self, i: int, x: Array, keys_and_values: Array, start: int) -> Array:
+    def _attend(self, i: int, x: Array, cache: npkernels.KVCache, start: int) -> Array:
         layer, c = self.weights.layers[i], self.config
         S, stop = len(x), start + len(x)
         qkv = self._product(rms_norm(x, layer.attention_norm, c.norm_eps), layer.qkv.T)
@@ -174,10 +170,10 @@ class Llama:
         turned, cos, sin = heads[: c.heads + c.kv_heads], self._cos[start:stop], self._sin[start:stop]
         self._rotate(turned, cos=cos, sin=sin, interleaved=True, out=turned)
 
-        keys_and_values[:, :, start:stop] = heads[c.heads :].reshape(2, c.kv_heads, S, c.head_dim)
-        keys, values = keys_and_values[:, :, :stop]  # (G, K, D) each, views
+        keys, values = heads[c.heads :].reshape(2, 1, c.kv_heads, S, c.head_dim)
+        self._append(cache, keys, values)
         mixed = np.empty((S, c.heads, c.head_dim), dtype=np.float32)
-        self._attention(heads[: c.heads], keys, values, causal="bottom_right", out=mixed.transpose(1, 0, 2))
+        self._attention(cache, heads[None, : c.heads], out=mixed.transpose(1, 0, 2)[None])
         out: Array = self._product(mixed.reshape(S, -1), layer.output.T)
         return out
 
