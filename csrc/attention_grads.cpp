@@ -1,8 +1,8 @@
 // The derivatives of attention.h.
-#include <math.h>
 #include <string.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "attention_plan.h"
 
@@ -79,18 +79,19 @@ void clear_rest(const HeadArray& a, const std::vector<Sequence>& all, int64_t he
 
 // dsinks[h] = sum over the rows of head h of exp(sink - lse) (0 - delta): the sink has no value, so its dP is
 // 0.
-template <class T>
+// Summed in a wider type: what T has lost in lse and delta is enough.
+template <class Wide, class T>
 void sink_gradient(const AttentionVjpCall& call, const std::vector<Sequence>& all, T* dsinks) {
   const int64_t q_heads = call.kv_heads * call.group;
   const T *lse = static_cast<const T*>(call.lse), *delta = static_cast<const T*>(call.delta);
   for (int64_t h = 0; h < q_heads; ++h) {
-    const double sink = static_cast<const T*>(call.sinks)[h];
-    double sum = 0;
+    const Wide sink = static_cast<const T*>(call.sinks)[h];
+    Wide sum = 0;
     for (const Sequence& s : all)
       for (int64_t i = 0; i < s.queries; ++i) {
         const int64_t row = (s.batch * q_heads + h) * call.lse_rows + s.q_first + i;
-        const double weight = sink == -double(INFINITY) ? 0 : exp(sink - double(lse[row]));
-        if (weight != 0) sum -= weight * double(delta[row]);
+        const Wide weight = sink == -Wide(INFINITY) ? 0 : std::exp(sink - Wide(lse[row]));
+        if (weight != 0) sum -= weight * Wide(delta[row]);
       }
     dsinks[h] = static_cast<T>(sum);
   }
@@ -159,9 +160,9 @@ bool attention_vjp(const Array& dout, const Array& q, const Array& k, const Arra
   if (out.dbias) pass(of_bias, VjpStep::bias);
   if (out.dsinks) {
     if (call.dtype == DType::float64)
-      sink_gradient<double>(call, all, static_cast<double*>(out.dsinks));
+      sink_gradient<long double>(call, all, static_cast<double*>(out.dsinks));
     else
-      sink_gradient<float>(call, all, static_cast<float*>(out.dsinks));
+      sink_gradient<double>(call, all, static_cast<float*>(out.dsinks));
   }
   if (options.kv_lengths) {
     clear_rest(call.dk, all, call.kv_heads, k.shape[2], call.dim * item_size(call.dtype));

@@ -61,8 +61,8 @@ inline void multiply_tile(const U* a, int64_t a_pitch, const U* b, int64_t b_pit
 
 // c (rows, N registers) = or += a (rows, steps) b (steps, N registers).
 template <int N, Lies kLies, bool kAccumulate, class U, class T>
-inline void multiply(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, int64_t rows, int64_t steps,
-                     T* c, int64_t c_pitch) {
+inline void multiply_piece(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, int64_t rows,
+                           int64_t steps, T* c, int64_t c_pitch) {
   int64_t m = 0;
   const auto strip = [&](auto height) {
     constexpr int M = decltype(height)::value;
@@ -73,6 +73,27 @@ inline void multiply(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, i
   strip(Count<kTileRows<N>>{});
   if constexpr (kTileRows<N> > 4) strip(Count<4>{});
   strip(Count<1>{});
+}
+
+// Where the piece of a sum ends that begins at term i.
+inline int64_t end_of_piece(int64_t i, int64_t steps) {
+  constexpr int64_t kPiece = 16;
+  return kHasFma ? steps : smaller(steps, i + kPiece);
+}
+
+// The same; without a fused multiply-add every term is rounded twice, so the sum is made of pieces.
+template <int N, Lies kLies, bool kAccumulate, class U, class T>
+inline void multiply(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, int64_t rows, int64_t steps,
+                     T* c, int64_t c_pitch) {
+  int64_t i = end_of_piece(0, steps);
+  multiply_piece<N, kLies, kAccumulate>(a, a_pitch, b, b_pitch, rows, i, c, c_pitch);
+  if constexpr (!kHasFma)
+    while (i < steps) {
+      const int64_t end = end_of_piece(i, steps);
+      multiply_piece<N, kLies, true>(kLies == Lies::by_rows ? a + i : a + i * a_pitch, a_pitch,
+                                     b + i * b_pitch, b_pitch, rows, end - i, c, c_pitch);
+      i = end;
+    }
 }
 
 // The same for any number of registers across.
@@ -105,14 +126,16 @@ inline void multiply_careful(const T* a, int64_t a_pitch, const T* b, int64_t b_
   const Vec<T> zero = splat(T(0));
   for (int64_t m = 0; m < rows; ++m)
     for (int n = 0; n < N; ++n) {
-      Vec<T> acc = zero;
-      for (int64_t i = 0; i < steps; ++i) {
-        const Vec<T> bi = load(b + i * b_pitch + n * kLanes<T>);
-        const Vec<T> scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
-        acc = select(equal(bi, zero), acc, fma(scalar, bi, acc));
-      }
       T* to = c + m * c_pitch + n * kLanes<T>;
-      store(to, load(to) + acc);
+      for (int64_t i = 0; i < steps;) {
+        Vec<T> acc = zero;
+        for (const int64_t end = end_of_piece(i, steps); i < end; ++i) {
+          const Vec<T> bi = load(b + i * b_pitch + n * kLanes<T>);
+          const Vec<T> scalar = splat(kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m]);
+          acc = select(equal(bi, zero), acc, fma(scalar, bi, acc));
+        }
+        store(to, load(to) + acc);
+      }
     }
 }
 
@@ -123,12 +146,14 @@ inline void multiply_wide_careful(const T* a, int64_t a_pitch, const T* b, int64
                                   int64_t steps, T* c, int64_t c_pitch, int64_t registers) {
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t n = 0; n < registers * kLanes<T>; n += kLanes<T>) {
-      Vec<T> acc = splat(T(0));
-      for (int64_t i = 0; i < steps; ++i) {
-        const T scalar = kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m];
-        if (scalar != 0) acc = fma(splat(scalar), load(b + i * b_pitch + n), acc);
+      for (int64_t i = 0; i < steps;) {
+        Vec<T> acc = splat(T(0));
+        for (const int64_t end = end_of_piece(i, steps); i < end; ++i) {
+          const T scalar = kLies == Lies::by_rows ? a[m * a_pitch + i] : a[i * a_pitch + m];
+          if (scalar != 0) acc = fma(splat(scalar), load(b + i * b_pitch + n), acc);
+        }
+        store(c + m * c_pitch + n, load(c + m * c_pitch + n) + acc);
       }
-      store(c + m * c_pitch + n, load(c + m * c_pitch + n) + acc);
     }
 }
 
