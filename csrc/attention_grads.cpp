@@ -12,7 +12,7 @@ namespace {
 // Tasks that a call should have so that threads share it evenly, and the most runs of queries that a key head
 // is cut into for that: each has sums of its own for all keys. Neither follows the number of threads, which
 // must not change a bit.
-constexpr int64_t kTasks = 16, kChunks = 8;
+constexpr int64_t kTasks = 16, kChunks = 4;
 // Keys of a task of the gradient of the bias.
 constexpr int64_t kBiasKeys = 512;
 

@@ -29,7 +29,8 @@ def arguments(name, dtype="float32", rows=5, n=None):
     """The arguments of an ordinary call without options."""
     call = make(name, n or (20 if name in ROTARY else 19), dtype, rows=rows, masked=False)
     given = call.args[:1] if name in ROTARY else call.args  # without positions
-    return dict(zip(parameters(name), given, strict=False))
+    needed = {key: call.kwargs[key] for key in ("heads", "kv_heads") if key in call.kwargs}
+    return dict(zip(parameters(name), given, strict=False)) | needed
 
 
 def fresh_out(name, dtype="float32", rows=5, n=None):
