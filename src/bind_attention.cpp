@@ -337,10 +337,10 @@ py::tuple attention_vjp(const py::array& dout, const py::array& q, const py::arr
   args::Broadcast bias_view;
   if (want_dbias) {
     const auto bias = options[1].cast<py::array>();
-    py::array values(compute, std::vector<py::ssize_t>(bias.shape(), bias.shape() + bias.ndim()));
+    py::array values(py::dtype::of<double>(),
+                     std::vector<py::ssize_t>(bias.shape(), bias.shape() + bias.ndim()));
     if (values.size() > 0) std::memset(values.mutable_data(), 0, static_cast<size_t>(values.nbytes()));
-    const npkernels::DType dtype = npkernels::compute_dtype(call.q.dtype);
-    bias_view = args::broadcast(function, "bias", values, dtype,
+    bias_view = args::broadcast(function, "bias", values, DType::float64,
                                 {call.shape.B, call.shape.Hq, call.shape.S, call.shape.K}, "(B, Hq, S, K) =");
     out.dbias = &bias_view.array;
     dbias = values;

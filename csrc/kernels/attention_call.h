@@ -95,7 +95,7 @@ struct AttentionVjpCall : AttentionCall {
   int64_t slot_keys = 0;
   int64_t chunks = 1;  // tasks per sequence and key head
   int64_t sequence_count = 0;
-  // Gradient of the bias, compute dtype, by the strides of `dbias`.
+  // Gradient of the bias, double, by the strides of `dbias`.
   PairArray dbias;
 };
 

@@ -10,6 +10,8 @@
 //   3. dk += ds q, dv += p dout: here the entries of a head lie across the lanes
 // A pair whose weight is zero adds nothing to any sum: tiles with an entry that is not finite choose by
 // weight.
+#include <math.h>
+
 #include "attention_block.h"
 #include "kernels.h"
 
@@ -188,7 +190,8 @@ class BackBlock {
     const T factor =
         block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped_ ? s_.slope : nullptr);
     if (call_.drop_below) block.draw(group, first, n, s_.room);
-    const Vec<T> scale = splat(factor), zero = splat(T(0)), highest = splat(NormalRange<T>::highest);
+    const Vec<T> scale = splat(factor), zero = splat(T(0)), highest = splat(NormalRange<T>::highest),
+                 never = splat(T(-INFINITY));
     Vec<T> lse[N], delta[N];
     for (int i = 0; i < N; ++i) {
       lse[i] = load(s_.lse + group.lane + i * kLanes<T>);
@@ -199,7 +202,9 @@ class BackBlock {
       for (int i = 0; i < N; ++i) {
         const int64_t in = j * kGroup<T> + i * kLanes<T>,
                       to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
-        const Vec<T> p = exp_weight<T>(min_of(highest, fma(scale, load(s_.st + in), zero - lse[i])));
+        const Vec<T> score = load(s_.st + in);
+        const Vec<T> weight = exp_weight<T>(min_of(highest, fma(scale, score, zero - lse[i])));
+        const Vec<T> p = select(equal(score, never), zero, weight);  // also where lse is NaN
         const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
         const Vec<T> slope = capped_ ? load(s_.slope + in) : splat(T(1));
         const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]) * slope;
@@ -352,6 +357,14 @@ void find_delta(const AttentionVjpCall& call, const AttentionTask& task, const B
   }
 }
 
+// The sum of n numbers that lie `step` apart, in eight sums that are added at the end.
+template <class T>
+double sum_apart(const T* p, int n, int step) {
+  double sums[8] = {};
+  for (int i = 0; i < n; ++i) sums[i % 8] += p[i * step];
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
 // dbias += ds over everything that the task does not fix (-1): what shares an entry of the bias is in one
 // task.
 template <class T>
@@ -368,15 +381,22 @@ void add_bias_gradient(const AttentionVjpCall& call, const AttentionTask& task, 
       each_block<T>(part, [&](const AttentionTask& one) {
         BackBlock<T> back(call, one, s, false);
         const Block<T>& block = back.block;
+        const auto at = [&](int r, int64_t key) -> double& {
+          return *reinterpret_cast<double*>(
+              const_cast<char*>(call.dbias.data) + block.sequence.batch * call.dbias.stride[0] +
+              block.head[r] * call.dbias.stride[1] + block.query[r] * call.dbias.stride[2] +
+              key * call.dbias.stride[3]);
+        };
         back.tiles([](auto, const Group&, int, int) {},
                    [&](int64_t from, int n) {
-                     for (int r = 0; r < block.rows; ++r) {
-                       char* to = const_cast<char*>(call.dbias.data) +
-                                  block.sequence.batch * call.dbias.stride[0] +
-                                  block.head[r] * call.dbias.stride[1] +
-                                  block.query[r] * call.dbias.stride[2] + from * call.dbias.stride[3];
-                       for (int j = 0; j < n; ++j, to += call.dbias.stride[3])
-                         *reinterpret_cast<T*>(to) += s.ds[j * kBlock<T> + r];
+                     if (call.dbias.stride[3] == 0) {
+                       for (int r = 0; r < block.rows; ++r) at(r, 0) += sum_apart(s.ds + r, n, kBlock<T>);
+                     } else if (call.dbias.stride[2] == 0 && (call.dbias.stride[1] == 0 || call.group == 1)) {
+                       for (int j = 0; j < n; ++j)
+                         at(0, from + j) += sum_apart(s.ds + j * kBlock<T>, block.rows, 1);
+                     } else {
+                       for (int r = 0; r < block.rows; ++r)
+                         for (int j = 0; j < n; ++j) at(r, from + j) += s.ds[j * kBlock<T> + r];
                      }
                    });
       });
