@@ -225,9 +225,9 @@ class Block {
     const Vec<T> top = splat(static_cast<T>(call.softcap)),
                  inner = splat(static_cast<T>(call.scale / call.softcap));
     each<N>(n, st, [&](Vec<T> s, int j, int i) {
-      const Vec<T> t = tanh_of<T>(s * inner);
-      if (derivative) store(derivative + j * kGroup<T> + i * kLanes<T>, fma(splat(T(0)) - t, t, splat(T(1))));
-      return t * top;
+      const Tanh<T> t(s * inner);
+      if (derivative) store(derivative + j * kGroup<T> + i * kLanes<T>, t.slope);
+      return t.value * top;
     });
   }
 

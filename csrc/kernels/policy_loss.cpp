@@ -19,8 +19,10 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-constexpr int kPiece = 512;            // tokens between two additions in double
-constexpr int kGroup = 64;             // tokens whose terms are added first
+constexpr int kPiece = 512;  // tokens between two additions in double
+// Tokens whose terms are added first; of double a register, since there is no wider type to join them in.
+template <class T>
+constexpr int kGroup = sizeof(T) == sizeof(double) ? kLanes<double> : 64;
 constexpr int64_t kTaskTokens = 8192;  // tokens per task, in whole sequences
 
 template <class T, template <class> class Surrogate>
@@ -118,10 +120,10 @@ class Policy {
     for (int64_t first = 0; first < q.length; first += kPiece) {
       LaneSum<T> piece[kSums];
       const int64_t end = smaller(q.length, first + kPiece);
-      for (int64_t t = first; t < end; t += kGroup) {
+      for (int64_t t = first; t < end; t += kGroup<T>) {
         V part[kSums];
         for (int i = 0; i < kSums; ++i) part[i] = splat(T(0));
-        add_terms(q, t, smaller(end, t + kGroup), part);
+        add_terms(q, t, smaller(end, t + kGroup<T>), part);
         for (int i = 0; i < kSums; ++i) piece[i].add(part[i]);
       }
       for (int i = 0; i < kSums; ++i) total[i].add(piece[i].total());

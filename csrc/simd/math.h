@@ -62,7 +62,7 @@ inline Vec<T> exp_any(Vec<T> x) {
   return exp_negative<T>(min_of(splat(ExpConstants<T>::highest), x));
 }
 
-// Where the result stays a normal number: exp_weight and expm1_negative work on its exponent bits alone.
+// Where the result stays a normal number: exp_weight and Tanh work on its exponent bits alone.
 template <class T>
 struct NormalRange;
 template <>
@@ -87,31 +87,35 @@ inline Vec<T> exp_weight(Vec<T> x) {
   return select(greater(x, splat(NormalRange<T>::lowest)), y, max_of(splat(T(0)), x));
 }
 
-// exp(x) - 1 for x <= 0, with the digits of small x kept: 2^n (exp(r) - 1) + (2^n - 1).
-template <class T>
-inline Vec<T> expm1_negative(Vec<T> x) {
-  using K = ExpConstants<T>;
-  x = max_of(splat(NormalRange<T>::lowest), x);
-  const Vec<T> n = round_even(x * splat(K::log2e));
-  const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
-  Vec<T> p = splat(K::p[0]);
-  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
-  const Vec<T> power = mul_pow2_normal(splat(T(1)), n);
-  return fma(power, fma(r * r, p, r), power - splat(T(1)));
-}
-
 template <class T>
 inline Vec<T> magnitude(Vec<T> x) {
   return max_of(x, splat(T(0)) - x);
 }
 
-// tanh(|x|) = (1 - e) / (1 + e) with e = exp(-2 |x|).
+// tanh(x) and its derivative, both with small relative errors: with e = exp(-2 |x|),
+//   tanh |x| = (1 - e) / (1 + e),  1 - tanh^2 = 4 e / (1 + e)^2,
+// and e - 1 = 2^n (exp(r) - 1) + (2^n - 1), which keeps the digits of a small x.
 template <class T>
-inline Vec<T> tanh_of(Vec<T> x) {
-  const Vec<T> less = expm1_negative<T>(splat(T(-2)) * magnitude<T>(x));
-  const Vec<T> t = less / (less + splat(T(2)));
-  return select(greater(splat(T(0)), x), t, splat(T(0)) - t);
-}
+struct Tanh {
+  Vec<T> value, slope;
+
+  explicit Tanh(Vec<T> x) {
+    using K = ExpConstants<T>;
+    const Vec<T> one = splat(T(1)), two = splat(T(2)), zero = splat(T(0));
+    const Vec<T> y = max_of(splat(NormalRange<T>::lowest), (zero - two) * magnitude<T>(x));
+    const Vec<T> n = round_even(y * splat(K::log2e));
+    const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), y));
+    Vec<T> p = splat(K::p[0]);
+    for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
+    const Vec<T> rest = fma(r * r, p, r), power = mul_pow2_normal(one, n);
+    const Vec<T> least = splat(NormalRange<T>::lowest + 1);
+    const Vec<T> e = select(greater(least, y), zero, fma(power, rest, power));  // NaN stays
+    const Vec<T> less = fma(power, rest, power - one), whole = less + two;
+    const Vec<T> t = less / whole, half = two / whole;
+    value = select(greater(zero, x), t, zero - t);
+    slope = e * half * half;
+  }
+};
 
 }  // namespace
 }  // namespace npkernels::NPK_ISA
