@@ -13,7 +13,7 @@ from npkernels._cli import report
 from npkernels._cli.bench import Outcome, Run
 
 COLOURS = {"npkernels": "#1b6ca8", "numpy": "#8a8d91", "torch": "#d1495b", "scipy": "#e0a030"}
-MARKERS = {"softmax": "o", "attention": "s"}
+MARKERS = {"softmax": "o", "attention": "s", "grpo": "^", "perturb": "D"}
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
