@@ -205,6 +205,20 @@ def test_the_backward_takes_o_and_lse_as_they_come():
     assert_array_equal(without.dq, zero.dq)
 
 
+def test_a_row_with_lse_of_minus_infinity_takes_no_part():
+    """Even if its scores are finite: lse says that it saw nothing."""
+    rng = np.random.default_rng(6)
+    q, k, v, o, dout = (rng.normal(size=(1, 1, n, 3)) for n in (2, 5, 5, 2, 2))
+    lse = np.array([[[-INF, 0.5]]])
+    options = {"sinks": [0.0], "want_dsinks": True}
+    grads = ref.attention_vjp(dout, q, k, v, o, lse, **options)
+    dout, q, o, lse = (x[:, :, 1:] for x in (dout, q, o, lse))
+    alone = ref.attention_vjp(dout, q, k, v, o, lse, **options)
+    assert_array_equal(grads.dq[:, :, 0], 0)
+    for name in ("dk", "dv", "dsinks"):
+        assert_allclose(getattr(grads, name), getattr(alone, name), **CLOSE)
+
+
 def test_sinks_take_their_share():
     q, k = np.zeros((1, 2, 1, 1)), np.zeros((1, 2, 3, 1))
     out, lse = ref.attention(q, k, k + 1, sinks=[0.0, -INF], return_lse=True)
@@ -271,7 +285,7 @@ def test_what_is_hidden_is_not_looked_at(hidden_by, wild):
     q, k, v = (rng.normal(size=(2, 2, 6, 3)) for _ in range(3))
     hidden = slice(3, 6)
     options = {
-        "mask": {"mask": np.arange(6) < 3},
+        "mask": {"mask": np.arange(6) < 3, "softcap": 2.0},
         "causal": {"causal": "top_left", "q_offset": -3},
         "window": {"window": (0, 1), "q_offset": -4},
         "kv_lengths": {"kv_lengths": [3, 3], "sinks": [0.1, 0.2]},
