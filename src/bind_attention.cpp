@@ -39,6 +39,15 @@ Shape shape_of(const char* function, const py::array& q, const py::array& k, con
   return s;
 }
 
+// Memory for lse (B, Hq, S) of the compute dtype and where it lies; None and null where it is not wanted.
+py::object new_lse(bool wanted, DType dtype, int64_t B, int64_t Hq, int64_t S, void** data) {
+  *data = nullptr;
+  if (!wanted) return py::none();
+  py::array lse(args::numpy_dtype(npkernels::compute_dtype(dtype)), std::vector<py::ssize_t>{B, Hq, S});
+  *data = lse.mutable_data();
+  return lse;
+}
+
 // A contiguous vector of n entries of a dtype, or null for None.
 const void* vector(const char* function, const char* name, const py::handle& object, int64_t n, DType dtype) {
   if (object.is_none()) return nullptr;
@@ -155,14 +164,8 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
   check_apart_from_options(function, out, options);
   args::check_separate(function, out, {cu_seqlens_q, cu_seqlens_k});
   const Array target = heads(function, "out", out);
-  py::object lse = py::none();
-  void* to_lse = nullptr;
-  if (want_lse) {
-    py::array values(args::numpy_dtype(npkernels::compute_dtype(call.q.dtype)),
-                     std::vector<py::ssize_t>{call.shape.B, call.shape.Hq, call.shape.S});
-    to_lse = values.mutable_data();
-    lse = values;
-  }
+  void* to_lse;
+  const py::object lse = new_lse(want_lse, call.q.dtype, call.shape.B, call.shape.Hq, call.shape.S, &to_lse);
   bool done;
   {
     py::gil_scoped_release release;
@@ -196,13 +199,8 @@ py::object attention_quick(const py::object& q_object, const py::object& k_objec
     return py::none();
   const DType dtype = num == 11 ? DType::float32 : num == 12 ? DType::float64 : DType::float16;
   py::array out(q.dtype(), std::vector<py::ssize_t>{B, Hq, S, v.shape(3)});
-  py::object lse = py::none();
-  void* to_lse = nullptr;
-  if (want_lse) {
-    py::array values(args::numpy_dtype(npkernels::compute_dtype(dtype)), std::vector<py::ssize_t>{B, Hq, S});
-    to_lse = values.mutable_data();
-    lse = values;
-  }
+  void* to_lse;
+  const py::object lse = new_lse(want_lse, dtype, B, Hq, S, &to_lse);
   npkernels::AttentionOptions options;
   options.scale = 1 / std::sqrt(static_cast<double>(D));
   options.causal = causal;
@@ -276,14 +274,8 @@ py::object attention_cached(const py::array& q, const py::array& k, const py::ar
   if (out.shape(0) != B || out.shape(1) != shape.Hq || out.shape(2) != shape.S || out.shape(3) != shape.Dv ||
       target.dtype != query.dtype)
     misfit(function, "out", out);
-  py::object lse = py::none();
-  void* to_lse = nullptr;
-  if (want_lse) {
-    py::array values(args::numpy_dtype(npkernels::compute_dtype(query.dtype)),
-                     std::vector<py::ssize_t>{B, shape.Hq, shape.S});
-    to_lse = values.mutable_data();
-    lse = values;
-  }
+  void* to_lse;
+  const py::object lse = new_lse(want_lse, query.dtype, B, shape.Hq, shape.S, &to_lse);
   bool done;
   {
     py::gil_scoped_release release;
@@ -374,14 +366,8 @@ py::object attention_jvp(const py::array& q, const py::array& k, const py::array
   if (out.shape(0) != call.shape.B || out.shape(1) != call.shape.Hq || out.shape(2) != call.shape.S ||
       out.shape(3) != call.shape.Dv)
     misfit(function, "out", out);
-  py::object lse = py::none();
-  void* to_lse = nullptr;
-  if (want_lse) {
-    py::array values(args::numpy_dtype(npkernels::compute_dtype(call.q.dtype)),
-                     std::vector<py::ssize_t>{call.shape.B, call.shape.Hq, call.shape.S});
-    to_lse = values.mutable_data();
-    lse = values;
-  }
+  void* to_lse;
+  const py::object lse = new_lse(want_lse, call.q.dtype, call.shape.B, call.shape.Hq, call.shape.S, &to_lse);
   bool done;
   {
     py::gil_scoped_release release;
