@@ -9,10 +9,11 @@
 //
 // All in double. f is 1, or the power of two that brings rewards of extreme size to about 1 before they are
 // squared. Groups of consecutive samples go through all passes one after another and are the tasks of the
-// threads; groups by index are gathered in one pass over the samples after another.
+// threads, short ones side by side (group_lanes.h); groups by index are gathered in one pass over the samples
+// after another.
 #include <math.h>
 
-#include "grpo_call.h"
+#include "group_lanes.h"
 #include "kernels.h"
 #include "row_driver.h"
 
@@ -23,7 +24,6 @@ using D = Vec<double>;
 constexpr int kPiece = 256;             // samples converted at a time
 constexpr int64_t kTaskSamples = 8192;  // of consecutive groups
 constexpr int64_t kFew = 512;           // samples of the groups that go through the passes together
-constexpr int64_t kShort = 32;          // samples of a group whose sums need no care
 constexpr int kStats = 5, kTransform = 3;
 enum { kCount, kMean, kSpread, kLow, kHigh };  // columns of stats; kSpread is m2, then the standard deviation
 enum { kFactor, kShift, kMultiplier };         // columns of transform
@@ -43,13 +43,6 @@ inline const double* as_doubles(const float* r, int n, double* buffer) {
   return buffer;
 }
 
-// A plain sum, enough for a few terms.
-struct ShortSum {
-  D sum = splat(0.0);
-  void add(D x) { sum = sum + x; }
-  double total() const { return sum_lanes(sum); }
-};
-
 template <class T>
 class Advantages {
  public:
@@ -60,15 +53,11 @@ class Advantages {
     const Groups& groups = call_.groups;
     const bool batch = call_.advantages && o_.scale == Scale::batch;
     if (groups.size > 0) {
-      const bool few = groups.size <= kShort;
-      over_groups([&](int64_t g) { few ? extremes<ShortSum>(g) : extremes<LaneSum<double>>(g); },
-                  [&](int64_t g) { few ? deviations<ShortSum>(g) : deviations<LaneSum<double>>(g); },
-                  [&](int64_t g) {
-                    if (call_.advantages && !batch) prepare(g, 0);
-                  },
-                  [&](int64_t g) {
-                    if (call_.advantages && !batch) apply(g);
-                  });
+      if (groups.size <= GroupLanes<T>::kMost)
+        short_groups(batch);
+      else
+        over_groups([&](int64_t g) { extremes(g); }, [&](int64_t g) { deviations(g); },
+                    [&](int64_t g) { results(g, batch); });
       if (!batch) return;
       const double sigma = batch_deviation();
       return over_groups([&](int64_t g) { prepare(g, sigma); }, [&](int64_t g) { apply(g); });
@@ -83,6 +72,38 @@ class Advantages {
  private:
   double* stats(int64_t g) const { return call_.stats + g * kStats; }
   double* transform(int64_t g) const { return call_.transform + g * kTransform; }
+
+  // Pass 3, unless it needs the whole batch.
+  void results(int64_t g, bool batch) const {
+    if (!call_.advantages || batch) return;
+    prepare(g, 0);
+    apply(g);
+  }
+
+  void short_groups(bool batch) const {
+    constexpr int kGroups = GroupLanes<T>::kGroups;
+    const int64_t size = call_.groups.size, groups = call_.groups.n;
+    const int64_t per_task = larger<int64_t>(1, kTaskSamples / (kGroups * size)) * kGroups;
+    T* const advantages = batch ? nullptr : static_cast<T*>(call_.advantages);
+    parallel((groups + per_task - 1) / per_task, [&](int64_t task) {
+      GroupLanes<T> lanes(o_, size);
+      const int64_t end = smaller(groups, (task + 1) * per_task);
+      for (int64_t first = task * per_task; first < end; first += kGroups) {
+        const int count = static_cast<int>(smaller<int64_t>(kGroups, end - first));
+        T* const a = advantages ? advantages + first * size : nullptr;
+        const bool done = lanes.run(r_ + first * size, count, call_.advantages != nullptr, stats(first), a);
+        for (int64_t g = first; g < first + count; ++g) {
+          if (done) {
+            transform(g)[kFactor] = 1;
+          } else {
+            extremes(g);
+            deviations(g);
+            results(g, batch);
+          }
+        }
+      }
+    });
+  }
 
   // Each step for a few groups, then the next: a step of one group waits for its sums, the next group's need
   // not.
@@ -115,10 +136,9 @@ class Advantages {
   }
 
   // Pass 1 of consecutive samples; the column of the mean holds the sum.
-  template <class Total>
   void extremes(int64_t g) const {
     const D zero = splat(0.0);
-    Total sum;  // loses nothing: a mean near 0 would show it
+    LaneSum<double> sum;  // loses nothing: a mean near 0 would show it
     D low = splat(double(INFINITY)), high = splat(-double(INFINITY));
     int64_t counted = 0;
     over_pieces(g, [&](const double* x, int n) {
@@ -139,7 +159,6 @@ class Advantages {
   }
 
   // Pass 2 of consecutive samples.
-  template <class Total>
   void deviations(int64_t g) const {
     double* s = stats(g);
     const double f = transform(g)[kFactor] = factor(g);
@@ -147,7 +166,7 @@ class Advantages {
     mean = s[kCount] > 0 ? mean / s[kCount] : 0;
     const D centre = splat(mean), scale = splat(f), zero = splat(0.0);
     D rest = zero;
-    Total squares;
+    LaneSum<double> squares;
     over_pieces(g, [&](const double* x, int n) {
       for (int i = 0; i < n; i += kLanes<double>) {
         const D v = load_upto(x + i, n - i, double(NAN));

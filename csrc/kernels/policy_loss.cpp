@@ -8,8 +8,8 @@
 //
 //   pass 0   n of every sequence, then w
 //   pass 1   (only if needed) the sums over a sequence that rho or c is made of
-//   pass 2   loss, metrics, and dlogp = w (c dl/dlogp + beta dkl/dlogp)
-//   pass 3   (sequence level) dlogp += w / n * sum c dl/dlog rho
+//   pass 2   (a piece at a time: exponentials first) loss, metrics, and dlogp = w (c dl/dlogp + beta
+//   dkl/dlogp) pass 3   (sequence level) dlogp += w / n * sum c dl/dlog rho
 //
 // What stands in masked places is replaced by 0 as it is read.
 #include "policy_terms.h"
@@ -114,16 +114,43 @@ class Policy {
     return select(there, q.A ? load_upto(q.A + t, end - t, T(0)) : splat(q.one_A), splat(T(0)));
   }
 
+  // Exponentials of a piece. They wait for nothing but their own chain of products, so each kind has a loop
+  // of its own, short enough that the processor works on several registers at a time.
+  struct Piece {
+    alignas(64) T d[kPiece], rho[kPiece], kl[kPiece], kl_slope[kPiece];
+  };
+
+  void prepare(const Sequence& q, int64_t first, int64_t end, Piece& piece) const {
+    const V zero = splat(T(0));
+    for (int64_t t = first; t < end; t += kLanes<T>) {
+      const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
+      const V gap = load_upto(q.logp + t, end - t, T(0)) - load_upto(q.old + t, end - t, T(0));
+      const V d = select(there, gap, zero);
+      store(piece.d + (t - first), d);
+      store(piece.rho + (t - first), o_.sequence_level ? splat(q.rho) : exp_any<T>(d));
+    }
+    if (!q.ref) return;
+    for (int64_t t = first; t < end; t += kLanes<T>) {
+      const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
+      const V gap = load_upto(q.ref + t, end - t, T(0)) - load_upto(q.logp + t, end - t, T(0));
+      const KlTerms<T> kl = kl_terms<T>(k_, select(there, gap, zero));  // 0 for 0
+      store(piece.kl + (t - first), kl.value);
+      store(piece.kl_slope + (t - first), kl.slope);
+    }
+  }
+
   // Pass 2. Terms are added a few registers, then a piece, then a sequence at a time, the last in double.
   void losses(const Sequence& q, int64_t kept, double* sums) const {
     Sum total[kSums];
+    Piece terms;
     for (int64_t first = 0; first < q.length; first += kPiece) {
       LaneSum<T> piece[kSums];
       const int64_t end = smaller(q.length, first + kPiece);
+      prepare(q, first, end, terms);
       for (int64_t t = first; t < end; t += kGroup<T>) {
         V part[kSums];
         for (int i = 0; i < kSums; ++i) part[i] = splat(T(0));
-        add_terms(q, t, smaller(end, t + kGroup<T>), part);
+        add_terms(q, terms, first, t, smaller(end, t + kGroup<T>), part);
         for (int i = 0; i < kSums; ++i) piece[i].add(part[i]);
       }
       for (int i = 0; i < kSums; ++i) total[i].add(piece[i].total());
@@ -143,20 +170,20 @@ class Policy {
     sums[kImportance] *= q.exact_c;
   }
 
-  void add_terms(const Sequence& q, int64_t first, int64_t end, V* part) const {
+  void add_terms(const Sequence& q, const Piece& piece, int64_t origin, int64_t first, int64_t end,
+                 V* part) const {
     const V zero = splat(T(0)), one = splat(T(1)), scale = splat(q.w * q.c), kl_scale = splat(q.w * k_.beta);
     for (int64_t t = first; t < end; t += kLanes<T>) {
       const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
       const V A = advantage(q, there, t, end);
       const V given = select(there, load_upto(q.logp + t, end - t, T(0)), zero);
-      const V old = select(there, load_upto(q.old + t, end - t, T(0)), zero), d = given - old;
-      const V rho = o_.sequence_level ? splat(q.rho) : exp_any<T>(d);
+      const V d = load(piece.d + (t - origin)), rho = load(piece.rho + (t - origin));
       const Mask<T> idle = equal(A, zero);  // no loss, whatever rho and logp are
       const Terms<T> l = Surrogate<T>::of(k_, select(idle, one, rho), A, select(idle, zero, given));
       V c = one;  // that of a whole sequence is multiplied last
       if (q.sampler) {
-        const V sampler = select(there, load_upto(q.sampler + t, end - t, T(0)), zero);
-        if (!o_.importance_of_sequence) c = correction<T>(k_, old - sampler, T(o_.importance_cap));
+        const V gap = load_upto(q.old + t, end - t, T(0)) - load_upto(q.sampler + t, end - t, T(0));
+        if (!o_.importance_of_sequence) c = correction<T>(k_, select(there, gap, zero), T(o_.importance_cap));
         part[kImportance] = part[kImportance] + select(there, c, zero);
       }
       part[kLoss] = part[kLoss] + c * l.loss;
@@ -174,10 +201,8 @@ class Policy {
         grad = grad + c * l.slope;
       grad = grad * scale;
       if (q.ref) {
-        const V x = select(there, load_upto(q.ref + t, end - t, T(0)) - given, zero);
-        const KlTerms<T> kl = kl_terms<T>(k_, x);  // 0 for x = 0
-        part[kKl] = part[kKl] + kl.value;
-        if (o_.beta != 0) grad = fma(kl_scale, kl.slope, grad);
+        part[kKl] = part[kKl] + load(piece.kl + (t - origin));
+        if (o_.beta != 0) grad = fma(kl_scale, load(piece.kl_slope + (t - origin)), grad);
       }
       if (q.entropy)
         part[kEntropy] = part[kEntropy] + select(there, load_upto(q.entropy + t, end - t, T(0)), zero);
@@ -215,20 +240,7 @@ class Policy {
 
 template <class T>
 void run_policy(const PolicyCall& call) {
-  switch (call.options.surrogate) {
-    case Surrogate::clip:
-      return bounded(call.options) ? Policy<T, BoundedClipTerms>(call).run()
-                                   : Policy<T, ClipTerms>(call).run();
-    case Surrogate::cap:
-    case Surrogate::range:
-      return Policy<T, CapTerms>(call).run();
-    case Surrogate::gate:
-      return Policy<T, GateTerms>(call).run();
-    case Surrogate::geometric:
-      return Policy<T, GeometricTerms>(call).run();
-    case Surrogate::log:
-      return Policy<T, LogTerms>(call).run();
-  }
+  with_surrogate(call.options, [&](auto which) { Policy<T, decltype(which)::template Terms>(call).run(); });
 }
 
 }  // namespace

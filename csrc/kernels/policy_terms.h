@@ -129,6 +129,31 @@ struct LogTerms {
   }
 };
 
+// Calls f(Which<Terms>) with the terms that the options ask for.
+template <template <class> class Chosen>
+struct Which {
+  template <class T>
+  using Terms = Chosen<T>;
+};
+
+template <class F>
+inline auto with_surrogate(const PolicyOptions& o, F f) {
+  switch (o.surrogate) {
+    case Surrogate::cap:
+    case Surrogate::range:
+      return f(Which<CapTerms>{});
+    case Surrogate::gate:
+      return f(Which<GateTerms>{});
+    case Surrogate::geometric:
+      return f(Which<GeometricTerms>{});
+    case Surrogate::log:
+      return f(Which<LogTerms>{});
+    case Surrogate::clip:
+      break;
+  }
+  return bounded(o) ? f(Which<BoundedClipTerms>{}) : f(Which<ClipTerms>{});
+}
+
 // The estimate of the KL divergence and its slope with respect to logp, for x = ref - logp (Schulman 2020).
 template <class T>
 struct KlTerms {

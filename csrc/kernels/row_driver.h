@@ -120,6 +120,19 @@ inline char* row_of(const RowCall& call, const RowOperand& operand, int64_t row)
   return p + row * operand.outer[0];
 }
 
+// The passes as functions of their own, compiled once for all storage types of T.
+template <class Kernel>
+__attribute__((noinline)) void reduce_chunk(const Kernel& kernel, typename Kernel::State& state,
+                                            int64_t first, const typename Kernel::T* const* x, int n) {
+  kernel.reduce(state, first, x, n);
+}
+template <class Kernel>
+__attribute__((noinline)) void emit_chunk(const Kernel& kernel, const typename Kernel::State& state,
+                                          int64_t first, const typename Kernel::T* const* x,
+                                          typename Kernel::T* const* y, int n) {
+  kernel.emit(state, first, x, y, n);
+}
+
 template <class S, class Kernel>
 class RowDriver {
   using T = typename Kernel::T;
@@ -162,10 +175,10 @@ class RowDriver {
         const int height = static_cast<int>(smaller(tile_rows, last - tile % per_line * tile_rows));
         if (tile_rows == 1)
           run_rows<1, 1>(row, 1);
-        else if (together)
-          run_rows<kRows, 1>(row, height);
-        else
+        else if (!together)
           run_rows<kRows, kRows>(row, height);
+        else if constexpr (kSameType)
+          run_rows<kRows, 1>(row, height);
       }
       if (stream_) stream_fence();
     });
@@ -202,15 +215,16 @@ class RowDriver {
   }
 
   // Rows row .. row+height-1, neighbours along the last outer axis. The buffer is as high as rows that are
-  // not direct need.
+  // not direct need. Short rows where they lie (kBuffered < kHeight) would notice a call each.
   template <int kHeight, int kBuffered>
   void run_rows(int64_t row, int height) const {
+    constexpr bool kShort = kBuffered < kHeight;
     alignas(64) T buffer[kArrays][kBuffered * kPitch];
     typename Kernel::State state[kHeight];
     Place place(call_, row);
     int64_t x_step[Kernel::inputs], y_step[Kernel::outputs + 1];  // entries from row to row
     for (int i = 0; i < Kernel::inputs; ++i)
-      x_step[i] = direct_in_[i] && kBuffered < kHeight ? place.in_step[i] / int64_t(sizeof(T)) : kPitch;
+      x_step[i] = direct_in_[i] && kShort ? place.in_step[i] / int64_t(sizeof(T)) : kPitch;
     for (int i = 0; i < Kernel::outputs; ++i)
       y_step[i] = direct_out_[i] ? place.out_step[i] / int64_t(sizeof(T)) : kPitch;
     for (int r = 0; r < height; ++r) {
@@ -228,9 +242,12 @@ class RowDriver {
       for (int64_t first = 0; first < call_.n; first += kChunk) {
         const int n = static_cast<int>(smaller<int64_t>(kChunk, call_.n - first));
         const T* x[Kernel::inputs];
-        read(place, first, n, kBuffered < kHeight ? 1 : height, buffer, x);
+        read(place, first, n, kShort ? 1 : height, buffer, x);
         for (int r = 0; r < height; ++r) {
-          kernel_.reduce(state[r], first, x, n);
+          if constexpr (kShort)
+            kernel_.reduce(state[r], first, x, n);
+          else
+            reduce_chunk(kernel_, state[r], first, x, n);
           for (int i = 0; i < Kernel::inputs; ++i) x[i] += x_step[i];
         }
       }
@@ -246,11 +263,14 @@ class RowDriver {
       const T* x[Kernel::inputs];
       T* y[Kernel::outputs + 1];
       if (large_) prefetch_next(place, first, n);
-      read(place, first, n, kBuffered < kHeight ? 1 : height, buffer, x);
+      read(place, first, n, kShort ? 1 : height, buffer, x);
       for (int i = 0; i < Kernel::outputs; ++i)
         y[i] = direct_out_[i] ? reinterpret_cast<T*>(place.out[i]) + first : buffer[Kernel::inputs + i];
       for (int r = 0; r < height; ++r) {
-        kernel_.emit(state[r], first, x, y, n);
+        if constexpr (kShort)
+          kernel_.emit(state[r], first, x, y, n);
+        else
+          emit_chunk(kernel_, state[r], first, x, y, n);
         for (int i = 0; i < Kernel::inputs; ++i) x[i] += x_step[i];
         for (int i = 0; i < Kernel::outputs; ++i) y[i] += y_step[i];
       }
@@ -306,8 +326,15 @@ class RowDriver {
   void cover(const Place& place, int64_t first, int n, int height, T value, T* tile) const {
     for (int r = 0; r < height; ++r) {
       const char* mask = place.mask + first * call_.mask.inner + r * place.mask_step;
-      for (int j = 0; j < n; ++j)
-        if (!mask[j * call_.mask.inner]) tile[r * kPitch + j] = value;
+      T* row = tile + r * kPitch;
+      if (call_.mask.inner == 1)
+        for (int j = 0; j < n; j += kLanes<T>) {
+          const auto kept = kept_lanes<T>(reinterpret_cast<const uint8_t*>(mask) + j, n - j);
+          store(row + j, select(kept, load(row + j), splat(value)));
+        }
+      else
+        for (int j = 0; j < n; ++j)
+          if (!mask[j * call_.mask.inner]) row[j] = value;
     }
   }
 

@@ -52,9 +52,9 @@ struct RowStats {
       for (const int end = smaller(n, i + kSummed<T> * kLanes<T>); i < end; i += kLanes<T>) {
         prefetch(x + i + kChunk);  // the next chunk comes while this one is computed
         const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
-        // exp is 0 at `lowest`, and 0 * lowest is 0 where 0 * -inf is not
-        const Vec<T> bounded = max_of(lowest, d);
-        Vec<T> e = exp_bounded<T>(bounded);
+        // exp is 0 at `lowest`, or next to it, and 0 * lowest is 0 where 0 * -inf is not
+        const Vec<T> bounded = What::entropy ? max_of(lowest, d) : d;
+        Vec<T> e = exp_weight<T>(bounded);
         if constexpr (What::entropy) moment_part = fma(e, bounded, moment_part);
         if constexpr (What::split) {
           const Mask<T> tie = equal(xi, vm);  // also where both are +inf and d is NaN

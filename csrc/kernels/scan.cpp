@@ -75,10 +75,12 @@ class Scan {
     const T* v = call_.values ? static_cast<const T*>(call_.values) + p.start : nullptr;
     T* d = tile.d[row] + kPiece - p.n;
     if (p.n == 0) return;
+    fetch(s, done + kPiece, static_cast<const T*>(call_.rewards));
+    if (v) fetch(s, done + kPiece, static_cast<const T*>(call_.values));
     const T gamma = T(call_.gamma[s]);
     if (!plain_) return prepare_masked(p, r, v, d, tile.factor[row] + kPiece - p.n, gamma, factor, next);
     if (!v) {
-      memcpy(d, r, static_cast<size_t>(p.n) * sizeof(T));
+      for (int j = 0; j < p.n; j += kLanes<T>) store_upto(d + j, load_upto(r + j, p.n - j, T(0)), p.n - j);
       return;
     }
     const Vec<T> g = splat(gamma);
@@ -89,6 +91,12 @@ class Scan {
     }
     d[p.n - 1] = r[p.n - 1] + gamma * next - v[p.n - 1];
     next = v[0];
+  }
+
+  // Asks for a piece that comes later: the processor does not expect an array to be read backwards.
+  void fetch(int64_t s, int64_t done, const T* array) const {
+    const Piece p = piece(s, done);
+    for (int j = 0; j < p.n; j += 64 / int(sizeof(T))) prefetch(array + p.start + j);
   }
 
   void prepare_masked(Piece p, const T* r, const T* v, T* d, T* factors, T gamma, T factor, T& next) const {
@@ -128,8 +136,11 @@ class Scan {
     const T* v = call_.values ? static_cast<const T*>(call_.values) + p.start : nullptr;
     T* advantages = call_.advantages ? static_cast<T*>(call_.advantages) + p.start : nullptr;
     T* returns = static_cast<T*>(call_.returns) + p.start;
-    for (int j = 0; j < p.n; ++j) returns[j] = v ? a[j] + v[j] : a[j];
-    if (advantages) memcpy(advantages, a, static_cast<size_t>(p.n) * sizeof(T));
+    for (int j = 0; j < p.n; j += kLanes<T>) {
+      const Vec<T> sum = load_upto(a + j, p.n - j, T(0));
+      if (advantages) store_upto(advantages + j, sum, p.n - j);
+      store_upto(returns + j, v ? sum + load_upto(v + j, p.n - j, T(0)) : sum, p.n - j);
+    }
     if (!call_.mask) return;
     for (int j = 0; j < p.n; ++j) {
       if (call_.mask[p.start + j]) continue;

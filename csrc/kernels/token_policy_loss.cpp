@@ -11,7 +11,7 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-template <class Type, template <class> class Surrogate, class What>
+template <class Type, class What>
 struct TokenPolicy {
   using T = Type;
   struct State {
@@ -49,7 +49,9 @@ struct TokenPolicy {
     const double logp = (double(s.chosen) - double(s.stats.m)) - s.stats.log_sum(),
                  d = logp - at(call.old_logp);
     const double A = at(call.advantages), c = call.correction ? at(call.correction) : 1, rho = ::exp(d);
-    const Terms<double> l = Surrogate<double>::of(k, splat(rho), splat(A), splat(logp));
+    const Terms<double> l = with_surrogate(call.options, [&](auto which) {
+      return decltype(which)::template Terms<double>::of(k, splat(rho), splat(A), splat(logp));
+    });
     double g = A == 0 ? 0 : c * (l.slope[0] + l.direct[0]);
     sums[kLoss] = A == 0 ? 0 : c * l.loss[0];
     sums[kRatio] = rho;
@@ -80,37 +82,18 @@ struct TokenPolicy {
   }
 };
 
-template <template <class> class Surrogate>
-struct With {
-  template <class T>
-  using Plain = TokenPolicy<T, Surrogate, Normaliser>;
-  template <class T>
-  using Entropy = TokenPolicy<T, Surrogate, NormaliserEntropy>;
-
-  static void run(const TokenPolicyCall& call) {
-    if (call.want_entropy)
-      run_rows<Entropy>(call);
-    else
-      run_rows<Plain>(call);
-  }
-};
+template <class T>
+using Plain = TokenPolicy<T, Normaliser>;
+template <class T>
+using WithEntropy = TokenPolicy<T, NormaliserEntropy>;
 
 }  // namespace
 
 void token_policy_loss(const TokenPolicyCall& call) {
-  switch (call.options.surrogate) {
-    case Surrogate::clip:
-      return bounded(call.options) ? With<BoundedClipTerms>::run(call) : With<ClipTerms>::run(call);
-    case Surrogate::cap:
-    case Surrogate::range:
-      return With<CapTerms>::run(call);
-    case Surrogate::gate:
-      return With<GateTerms>::run(call);
-    case Surrogate::log:
-      return With<LogTerms>::run(call);
-    case Surrogate::geometric:
-      return;  // of whole sequences only
-  }
+  if (call.want_entropy)
+    run_rows<WithEntropy>(call);
+  else
+    run_rows<Plain>(call);
 }
 
 }  // namespace npkernels::NPK_ISA

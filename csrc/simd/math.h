@@ -74,17 +74,43 @@ struct NormalRange<double> {
   static constexpr double lowest = -708.0, highest = 709.0;
 };
 
-// exp for x <= highest of the range above, where what is below 2^-125 (2^-1021) counts as 0: the weight of a
-// score that far under the largest adds nothing to any sum. NaN -> NaN.
+// 2^r = 1 + r P(r) for r in [-1/2, 1/2]; P interpolates (2^r - 1) / r at Chebyshev nodes, with a relative
+// error of 9e-9 in float and 2e-17 in double.
 template <class T>
-inline Vec<T> exp_weight(Vec<T> x) {
-  using K = ExpConstants<T>;
-  const Vec<T> n = round_even(x * splat(K::log2e));
-  const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
+struct Exp2Constants;
+
+template <>
+struct Exp2Constants<float> {
+  static constexpr float highest = 127.0f;
+  static constexpr float p[] = {0x1.44138ap-13f, 0x1.5f0890p-10f, 0x1.3b2a54p-7f,
+                                0x1.c6af6cp-5f,  0x1.ebfbe0p-3f,  0x1.62e430p-1f};
+};
+
+template <>
+struct Exp2Constants<double> {
+  static constexpr double highest = 1023.0;
+  static constexpr double p[] = {0x1.c4a29324a1038p-36, 0x1.e9ec1fcb69a7fp-32, 0x1.e4cf10dec0f59p-28,
+                                 0x1.b524ebd13a55fp-24, 0x1.62c02242b879cp-20, 0x1.ffcbfc6da6ed1p-17,
+                                 0x1.430912f86b7dbp-13, 0x1.5d87fe78a3f9cp-10, 0x1.3b2ab6fba4e79p-7,
+                                 0x1.c6b08d704a0c6p-5,  0x1.ebfbdff82c58fp-3,  0x1.62e42fefa39efp-1};
+};
+
+// 2^x for x <= highest as the weight of a sum, at half the price of exp: what is below the normal range may
+// come out as any number below it, -inf as exactly 0; NaN -> NaN.
+template <class T>
+inline Vec<T> exp2_weight(Vec<T> x) {
+  using K = Exp2Constants<T>;
+  const Vec<T> held = max_of(splat(kZeroPower<T>), x), n = round_even(held), r = held - n;
   Vec<T> p = splat(K::p[0]);
   for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
-  const Vec<T> y = mul_pow2_normal(fma(r * r, p, r) + splat(T(1)), n);
-  return select(greater(x, splat(NormalRange<T>::lowest)), y, max_of(splat(T(0)), x));
+  return mul_pow2_normal(fma(p, r, splat(T(1))), n);
+}
+
+// exp(x) in the same way; x log2(e) is rounded, so the relative error grows with |x|, but not that of sums:
+// the smaller the weight, the more.
+template <class T>
+inline Vec<T> exp_weight(Vec<T> x) {
+  return exp2_weight<T>(x * splat(ExpConstants<T>::log2e));
 }
 
 template <class T>

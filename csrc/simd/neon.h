@@ -68,6 +68,8 @@ inline float32x4_t min_of(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq
 inline float64x2_t min_of(float64x2_t a, float64x2_t b) { return vbslq_f64(vcltq_f64(a, b), a, b); }
 inline float32x4_t round_even(float32x4_t x) { return vrndnq_f32(x); }
 inline float64x2_t round_even(float64x2_t x) { return vrndnq_f64(x); }
+inline float32x4_t square_root(float32x4_t x) { return vsqrtq_f32(x); }
+inline float64x2_t square_root(float64x2_t x) { return vsqrtq_f64(x); }
 
 // 2^n by the exponent bits, in two factors so that each is a normal number.
 inline float32x4_t pow2(int32x4_t n) {
@@ -88,6 +90,8 @@ inline float64x2_t mul_pow2(float64x2_t x, float64x2_t n) {
 }
 
 // By adding to the exponent bits.
+template <class T>
+constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -127 : -1023;
 inline float32x4_t mul_pow2_normal(float32x4_t x, float32x4_t n) {
   return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vcvtq_s32_f32(n), 23)));
 }
@@ -107,6 +111,16 @@ inline bool any(uint32x4_t m) { return vmaxvq_u32(m) != 0; }
 inline bool any(uint64x2_t m) { return (m[0] | m[1]) != 0; }
 inline int count(uint32x4_t m) { return static_cast<int>(vaddvq_u32(vshrq_n_u32(m, 31))); }
 inline int count(uint64x2_t m) { return static_cast<int>(vaddvq_u64(vshrq_n_u64(m, 63))); }
+
+inline uint32x4_t nonzero(const uint8_t* p, float) {
+  uint32_t bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  const uint32x4_t wide = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes)))));
+  return vtstq_u32(wide, wide);
+}
+inline uint64x2_t nonzero(const uint8_t* p, double) {
+  return uint64x2_t{p[0] ? ~uint64_t(0) : 0, p[1] ? ~uint64_t(0) : 0};
+}
 
 template <class T>
 constexpr int kTransposeSide = 16 / sizeof(T);

@@ -8,14 +8,18 @@
 //   fma(a, b, c) = a * b + c, rounded once        (baseline x86 has no such instruction: rounded twice)
 //   max_of(a, b), min_of(a, b)                    b where the two do not compare (NaN)
 //   round_even(x)                                 to the nearest integer
+//   square_root(x)
 //   mul_pow2(x, n)                                x * 2^n for an integer-valued n, gradual underflow,
-//   overflow to inf mul_pow2_normal(x, n)                         the same where x and the result are normal
-//   numbers; NaN x -> any NaN or
-//                                                 number, so the caller looks after NaN
+//                                                 overflow to inf
+//   mul_pow2_normal(x, n)                         the same where x and the result are normal numbers; where x
+//   or n is
+//                                                 NaN, so is the result
+//   kZeroPower<T>                                 an n for which mul_pow2_normal(1, n) is 0
 //   sum_lanes(v)                                  all lanes, added in double in a fixed order
 //   max_lane(v)                                   the largest lane; v holds no NaN
 //   kTransposeSide<T>; transpose_square(from, from_pitch, to, to_pitch)   a square of that side in memory
 //   Mask<T>; greater(a, b) equal(a, b) not_nan(a); select(mask, a, b); any(mask); count(mask)
+//   nonzero(p, T())                               which of the next kLanes<T> bytes are not 0
 // and for 16-bit storage (float lanes; Half is IEEE binary16, BFloat is the upper half of a binary32):
 //   load(const Half*) store(Half*, v) load(const BFloat*) store(BFloat*, v), rounding to nearest even
 //
@@ -94,6 +98,15 @@ inline void store_upto(S* p, V v, int64_t n) {
     store(p, v);
   else
     store_part(p, v, static_cast<int>(n));
+}
+
+// Which of the next lanes exist (i < n) and have a byte other than 0; bytes may be null: all have.
+template <class T>
+inline Mask<T> kept_lanes(const uint8_t* bytes, int64_t n) {
+  if (n >= kLanes<T>) return bytes ? nonzero(bytes, T()) : equal(splat(T(0)), splat(T(0)));
+  uint8_t lanes[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = i < n && (!bytes || bytes[i]);
+  return nonzero(lanes, T());
 }
 
 template <class T>

@@ -68,6 +68,8 @@ inline __m256 round_even(__m256 x) {
 inline __m256d round_even(__m256d x) {
   return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+inline __m256 square_root(__m256 x) { return _mm256_sqrt_ps(x); }
+inline __m256d square_root(__m256d x) { return _mm256_sqrt_pd(x); }
 
 // 2^n by the exponent bits, in two factors so that each is a normal number.
 inline __m256 pow2(__m256i n) {
@@ -89,6 +91,8 @@ inline __m256d mul_pow2(__m256d x, __m256d n) {
 }
 
 // By adding to the exponent bits.
+template <class T>
+constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -127 : -1023;
 inline __m256 mul_pow2_normal(__m256 x, __m256 n) {
   const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shift));
@@ -110,6 +114,17 @@ inline bool any(__m256 m) { return _mm256_movemask_ps(m) != 0; }
 inline bool any(__m256d m) { return _mm256_movemask_pd(m) != 0; }
 inline int count(__m256 m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m))); }
 inline int count(__m256d m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_pd(m))); }
+
+inline __m256 nonzero(const uint8_t* p, float) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256()));
+}
+inline __m256d nonzero(const uint8_t* p, double) {
+  int32_t bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
+  return _mm256_castsi256_pd(_mm256_cmpgt_epi64(wide, _mm256_setzero_si256()));
+}
 
 inline double sum_lanes(__m256d v) {
   const __m128d half = _mm256_castpd256_pd128(v) + _mm256_extractf128_pd(v, 1);

@@ -64,9 +64,13 @@ inline __m512 round_even(__m512 x) {
 inline __m512d round_even(__m512d x) {
   return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+inline __m512 square_root(__m512 x) { return _mm512_sqrt_ps(x); }
+inline __m512d square_root(__m512d x) { return _mm512_sqrt_pd(x); }
 inline __m512 mul_pow2(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
 inline __m512d mul_pow2(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
 
+template <class T>
+constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -200 : -1200;
 inline __m512 mul_pow2_normal(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
 inline __m512d mul_pow2_normal(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
 
@@ -82,6 +86,15 @@ inline bool any(__mmask16 m) { return m != 0; }
 inline bool any(__mmask8 m) { return m != 0; }
 inline int count(__mmask16 m) { return __builtin_popcount(m); }
 inline int count(__mmask8 m) { return __builtin_popcount(m); }
+
+inline __mmask16 nonzero(const uint8_t* p, float) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm_test_epi8_mask(bytes, bytes);
+}
+inline __mmask8 nonzero(const uint8_t* p, double) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return static_cast<__mmask8>(_mm_test_epi8_mask(bytes, bytes));
+}
 
 inline double sum_lanes(__m512d v) { return _mm512_reduce_add_pd(v); }
 inline double sum_lanes(__m512 v) {

@@ -12,6 +12,7 @@
 #undef _mm512_cvtps_ph
 #undef _mm512_dpbf16_ps
 #undef _mm512_extractf32x8_ps
+#undef _mm_test_epi8_mask
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -63,6 +64,11 @@ inline __m256i _mm512_cvtepi32_epi16(__m512i v) {
   memcpy(wide, &v, sizeof v);
   for (int i = 0; i < 16; ++i) narrow[i] = static_cast<uint16_t>(wide[i]);
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(narrow));
+}
+
+inline __mmask16 _mm_test_epi8_mask(__m128i a, __m128i b) {
+  const __m128i zero = _mm_cmpeq_epi8(_mm_and_si128(a, b), _mm_setzero_si128());
+  return static_cast<__mmask16>(~_mm_movemask_epi8(zero));
 }
 
 inline double _mm512_reduce_add_pd(__m512d v) {

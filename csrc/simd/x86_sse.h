@@ -67,6 +67,8 @@ inline __m128 round_even(__m128 x) { return _mm_round_ps(x, _MM_FROUND_TO_NEARES
 inline __m128d round_even(__m128d x) {
   return _mm_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+inline __m128 square_root(__m128 x) { return _mm_sqrt_ps(x); }
+inline __m128d square_root(__m128d x) { return _mm_sqrt_pd(x); }
 
 // 2^n by the exponent bits, in two factors so that each is a normal number.
 inline __m128 pow2(__m128i n, float) {
@@ -88,6 +90,8 @@ inline __m128d mul_pow2(__m128d x, __m128d n) {
 }
 
 // By adding to the exponent bits.
+template <class T>
+constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -127 : -1023;
 inline __m128 mul_pow2_normal(__m128 x, __m128 n) {
   return _mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(x), _mm_slli_epi32(_mm_cvtps_epi32(n), 23)));
 }
@@ -107,6 +111,16 @@ inline __m128d select(__m128d m, __m128d a, __m128d b) { return _mm_blendv_pd(b,
 inline bool any(__m128 m) { return _mm_movemask_ps(m) != 0; }
 inline bool any(__m128d m) { return _mm_movemask_pd(m) != 0; }
 inline int count(__m128 m) { return __builtin_popcount(static_cast<unsigned>(_mm_movemask_ps(m))); }
+
+inline __m128 nonzero(const uint8_t* p, float) {
+  int32_t bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  const __m128i wide = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes));
+  return _mm_castsi128_ps(_mm_cmpgt_epi32(wide, _mm_setzero_si128()));
+}
+inline __m128d nonzero(const uint8_t* p, double) {
+  return _mm_castsi128_pd(_mm_set_epi64x(p[1] ? -1 : 0, p[0] ? -1 : 0));
+}
 
 template <class T>
 constexpr int kTransposeSide = 16 / sizeof(T);

@@ -150,6 +150,12 @@ const char* check_lanes() {
   for (int i = 0; i < 5; ++i)
     if (round_even(splat(halves[i]))[0] != even[i]) return "round_even";
   if (fma(v, two, v)[N - 1] != T(3 * N)) return "fma";
+  if (square_root(v * v)[N - 1] != T(N)) return "square_root";
+  uint8_t bytes[N];
+  for (int k = 0; k < N; ++k) bytes[k] = static_cast<uint8_t>(k % 3 == 1 ? 0 : k % 3 == 2 ? 255 : 1);
+  const Vec<T> flags = select(nonzero(bytes, T()), splat(T(1)), splat(T(0)));
+  for (int k = 0; k < N; ++k)
+    if (flags[k] != (bytes[k] ? T(1) : T(0))) return "nonzero";
   for (int n = -140; n <= 127; ++n)
     if (mul_pow2(splat(T(1)), splat(T(n)))[0] != static_cast<T>(ldexp(1.0, n))) return "mul_pow2";
   return nullptr;
