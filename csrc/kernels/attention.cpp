@@ -273,14 +273,24 @@ class Forward {
       rescale = rescale || any(greater(one, shrink[i]));
       store(m + i * kLanes<T>, raised);
     }
-    for (int j = 0; j < n; ++j)
+    int j = 0;
+    const auto weigh = [&](auto count) {  // the keys that make about four registers
+      constexpr int J = decltype(count)::value;
+      for (; j + J <= n; j += J) {
+        Vec<T> p[J * N];
 #pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) {
-        T* s = st + j * kGroup<T> + i * kLanes<T>;
-        const Vec<T> p = exp_weight<T>(fma(scale, load(s), zero - shift[i]));
-        sum[i] = sum[i] + p;
-        store(s, p);
+        for (int u = 0; u < J * N; ++u)
+          p[u] = fma(scale, load(st + (j + u / N) * kGroup<T> + u % N * kLanes<T>), zero - shift[u % N]);
+        exp_weight<T>(p);
+#pragma GCC unroll 4
+        for (int u = 0; u < J * N; ++u) {
+          sum[u % N] = sum[u % N] + p[u];
+          store(st + (j + u / N) * kGroup<T> + u % N * kLanes<T>, p[u]);
+        }
       }
+    };
+    weigh(Count<N == 1 ? 4 : N == 2 ? 2 : 1>{});
+    weigh(Count<1>{});
     for (int i = 0; i < N; ++i) store(l + i * kLanes<T>, fma(load(l + i * kLanes<T>), shrink[i], sum[i]));
     if (!rescale) return;
     if (few_) {

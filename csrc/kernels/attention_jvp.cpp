@@ -185,11 +185,16 @@ class ForwardMode {
       rescale = rescale || any(greater(splat(T(1)), shrink[i]));
       store(s_.m + at, raised);
     }
-    for (int j = 0; j < n; ++j)
+    for (int j = 0; j < n; ++j) {
+      Vec<T> weight[N];
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i)
+        weight[i] = fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - shift[i]);
+      exp_weight<T>(weight);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
         const int64_t at = j * kGroup<T> + i * kLanes<T>;
-        const Vec<T> p = exp_weight<T>(fma(scale, load(s_.st + at), zero - shift[i]));
+        const Vec<T> p = weight[i];
         const Vec<T> u = load(s_.ut + at) * rate;
         const Vec<T> slope = capped ? load(s_.slope + at) : splat(T(1));
         const Vec<T> w = select(equal(p, zero), zero, select(equal(slope, zero), zero, p * slope * u));
@@ -198,6 +203,7 @@ class ForwardMode {
         store(s_.st + at, p);
         store(s_.ut + at, w);
       }
+    }
     for (int i = 0; i < N; ++i) {
       const int64_t at = group.lane + i * kLanes<T>;
       store(s_.l + at, fma(load(s_.l + at), shrink[i], sum[i]));

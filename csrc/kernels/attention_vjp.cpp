@@ -197,20 +197,24 @@ class BackBlock {
       lse[i] = load(s_.lse + group.lane + i * kLanes<T>);
       delta[i] = load(s_.delta + group.lane + i * kLanes<T>);
     }
-    for (int j = 0; j < n; ++j)
+    for (int j = 0; j < n; ++j) {
+      Vec<T> weight[N];
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i)
+        weight[i] = min_of(highest, fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - lse[i]));
+      exp_weight<T>(weight);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
         const int64_t in = j * kGroup<T> + i * kLanes<T>,
                       to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
-        const Vec<T> score = load(s_.st + in);
-        const Vec<T> weight = exp_weight<T>(min_of(highest, fma(scale, score, zero - lse[i])));
-        const Vec<T> p = select(equal(score, never), zero, weight);  // also where lse is NaN
+        const Vec<T> p = select(equal(load(s_.st + in), never), zero, weight[i]);  // also where lse is NaN
         const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
         const Vec<T> slope = capped_ ? load(s_.slope + in) : splat(T(1));
         const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]) * slope;
         store(s_.p + to, p * keep);
         store(s_.ds + to, select(equal(p, zero), zero, select(equal(slope, zero), zero, ds)));
       }
+    }
   }
 
   const bool capped_;

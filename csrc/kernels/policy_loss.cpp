@@ -125,10 +125,13 @@ class Policy {
     for (int64_t t = first; t < end; t += kLanes<T>) {
       const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
       const V gap = load_upto(q.logp + t, end - t, T(0)) - load_upto(q.old + t, end - t, T(0));
-      const V d = select(there, gap, zero);
-      store(piece.d + (t - first), d);
-      store(piece.rho + (t - first), o_.sequence_level ? splat(q.rho) : exp_any<T>(d));
+      store(piece.d + (t - first), select(there, gap, zero));
     }
+    const int n = static_cast<int>(end - first);
+    transform_chunk(piece.d, piece.rho, n, [&](auto& v) {
+      if (!o_.sequence_level) return exp_any<T>(v);
+      for (V& vi : v) vi = splat(q.rho);
+    });
     if (!q.ref) return;
     for (int64_t t = first; t < end; t += kLanes<T>) {
       const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);

@@ -11,6 +11,8 @@
 //   reduce(State&, first, x, n)          entries first .. first+n-1, x[i] the chunk of input i
 //   finish(State&, row)                  between the passes; the place for per-row results
 //   emit(State&, first, x, y, n)
+// A kernel that `keeps` has also  reduce_keeping(State&, x, n, kept)  and  emit_kept(State&, kept, y, n), for
+// rows of one chunk: what the first pass computes of each entry is kept for the second.
 // A row that is contiguous and of type T is read and written where it lies. Otherwise chunks go through a
 // tile in cache; if the rows' entries are apart in memory but neighbouring rows are adjacent, a tile takes
 // several rows, so that whole cache lines are used.
@@ -89,6 +91,27 @@ class LaneSum {
   Vec<T> sum_ = splat(T(0)), lost_ = splat(T(0));
 };
 
+constexpr int kLockstep = 4;  // registers that go through an exponential together
+
+// y = f(x) for n entries; f changes kLockstep registers in place.
+template <class T, class F>
+inline void transform_chunk(const T* x, T* y, int n, F f) {
+  for (int i = 0; i < n; i += kLockstep * kLanes<T>) {
+    Vec<T> v[kLockstep];
+#pragma GCC unroll 4
+    for (int u = 0; u < kLockstep; ++u) {
+      const int at = i + u * kLanes<T>;
+      v[u] = load_upto(x + at, n - at, T(0));
+    }
+    f(v);
+#pragma GCC unroll 4
+    for (int u = 0; u < kLockstep; ++u) {
+      const int at = i + u * kLanes<T>;
+      if (at < n) store_upto(y + at, v[u], n - at);
+    }
+  }
+}
+
 // step(i, acc) adds the terms i .. i+kLanes-1 to acc; the sum of all n terms.
 template <class T, class Step>
 inline double sum_of(int n, Step step) {
@@ -132,6 +155,11 @@ __attribute__((noinline)) void emit_chunk(const Kernel& kernel, const typename K
                                           typename Kernel::T* const* y, int n) {
   kernel.emit(state, first, x, y, n);
 }
+
+template <class Kernel, class = void>
+constexpr bool kKeeps = false;
+template <class Kernel>
+constexpr bool kKeeps<Kernel, decltype(void(Kernel::keeps))> = true;
 
 template <class S, class Kernel>
 class RowDriver {
@@ -219,6 +247,10 @@ class RowDriver {
   template <int kHeight, int kBuffered>
   void run_rows(int64_t row, int height) const {
     constexpr bool kShort = kBuffered < kHeight;
+    constexpr bool kMayKeep = kKeeps<Kernel> && kBuffered == 1;
+    constexpr int kKept = kShort ? kStep : kChunk;
+    alignas(64) T kept[kMayKeep ? kHeight * kKept : 1];
+    const bool keep = kMayKeep && call_.n <= kKept;
     alignas(64) T buffer[kArrays][kBuffered * kPitch];
     typename Kernel::State state[kHeight];
     Place place(call_, row);
@@ -244,7 +276,9 @@ class RowDriver {
         const T* x[Kernel::inputs];
         read(place, first, n, kShort ? 1 : height, buffer, x);
         for (int r = 0; r < height; ++r) {
-          if constexpr (kShort)
+          if (keep)
+            keeping([&](auto& k) { k.reduce_keeping(state[r], x[0], n, kept + r * kKept); });
+          else if constexpr (kShort)
             kernel_.reduce(state[r], first, x, n);
           else
             reduce_chunk(kernel_, state[r], first, x, n);
@@ -260,23 +294,31 @@ class RowDriver {
       step += entries_ahead(place.out[0]);  // so that all later pieces begin on a register's boundary
     for (int64_t first = 0; first < call_.n; first += step, step = kStep) {
       const int n = static_cast<int>(smaller<int64_t>(step, call_.n - first));
-      const T* x[Kernel::inputs];
+      const T* x[Kernel::inputs] = {};
       T* y[Kernel::outputs + 1];
       if (large_) prefetch_next(place, first, n);
-      read(place, first, n, kShort ? 1 : height, buffer, x);
+      if (!keep) read(place, first, n, kShort ? 1 : height, buffer, x);
       for (int i = 0; i < Kernel::outputs; ++i)
         y[i] = direct_out_[i] ? reinterpret_cast<T*>(place.out[i]) + first : buffer[Kernel::inputs + i];
       for (int r = 0; r < height; ++r) {
-        if constexpr (kShort)
+        if (keep)
+          keeping([&](auto& k) { k.emit_kept(state[r], kept + r * kKept + first, y[0], n); });
+        else if constexpr (kShort)
           kernel_.emit(state[r], first, x, y, n);
         else
           emit_chunk(kernel_, state[r], first, x, y, n);
-        for (int i = 0; i < Kernel::inputs; ++i) x[i] += x_step[i];
+        for (int i = 0; i < Kernel::inputs && !keep; ++i) x[i] += x_step[i];
         for (int i = 0; i < Kernel::outputs; ++i) y[i] += y_step[i];
       }
       for (int i = 0; i < Kernel::outputs; ++i)
         if (!direct_out_[i]) write(place, i, first, n, height, buffer[Kernel::inputs + i]);
     }
+  }
+
+  // f(kernel), for kernels that keep.
+  template <class F>
+  void keeping(F f) const {
+    if constexpr (kKeeps<Kernel>) f(kernel_);
   }
 
   // Asks for the same entries of the next row.

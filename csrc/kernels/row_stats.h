@@ -35,8 +35,9 @@ struct RowStats {
   Sum moment;       // of exp(x - m) (x - m)
   Sum square;       // of exp(x - m)^2 over the others
 
-  // Returns whether m rose.
-  bool add(const T* x, int n) {
+  // Returns whether m rose. kept, if given, gets exp(x - m) to the last digit, and room for whole lockstep
+  // blocks.
+  bool add(const T* x, int n, T* kept = nullptr) {
     const T top = chunk_max(x, n);
     const bool rose = top > m;
     if (rose) {
@@ -49,20 +50,35 @@ struct RowStats {
     int equals = 0;
     for (int i = 0; i < n;) {
       Vec<T> part = zero, moment_part = zero, square_part = zero;
-      for (const int end = smaller(n, i + kSummed<T> * kLanes<T>); i < end; i += kLanes<T>) {
-        prefetch(x + i + kChunk);  // the next chunk comes while this one is computed
-        const Vec<T> xi = load_upto(x + i, n - i, T(-INFINITY)), d = xi - vm;
-        // exp is 0 at `lowest`, or next to it, and 0 * lowest is 0 where 0 * -inf is not
-        const Vec<T> bounded = What::entropy ? max_of(lowest, d) : d;
-        Vec<T> e = exp_weight<T>(bounded);
-        if constexpr (What::entropy) moment_part = fma(e, bounded, moment_part);
-        if constexpr (What::split) {
-          const Mask<T> tie = equal(xi, vm);  // also where both are +inf and d is NaN
-          equals += count(tie);
-          e = select(tie, zero, e);
+      for (const int end = smaller(n, i + kSummed<T> * kLanes<T>); i < end; i += kLockstep * kLanes<T>) {
+        Vec<T> xi[kLockstep], e[kLockstep], bounded[kLockstep];
+#pragma GCC unroll 4
+        for (int u = 0; u < kLockstep; ++u) {
+          const int at = i + u * kLanes<T>;
+          if (u * sizeof(Vec<T>) % 64 == 0) prefetch(x + at + kChunk);  // the next chunk comes meanwhile
+          xi[u] = load_upto(x + at, n - at, T(-INFINITY));
+          // exp is 0 at `lowest`, or next to it, and 0 * lowest is 0 where 0 * -inf is not
+          bounded[u] = What::entropy ? max_of(lowest, xi[u] - vm) : xi[u] - vm;
+          e[u] = bounded[u];
         }
-        part = part + e;
-        if constexpr (What::squares) square_part = fma(e, e, square_part);
+        if (kept) {
+          exp_negative<T>(e);
+#pragma GCC unroll 4
+          for (int u = 0; u < kLockstep; ++u) store(kept + i + u * kLanes<T>, e[u]);
+        } else {
+          exp_weight<T>(e);
+        }
+#pragma GCC unroll 4
+        for (int u = 0; u < kLockstep; ++u) {
+          if constexpr (What::entropy) moment_part = fma(e[u], bounded[u], moment_part);
+          if constexpr (What::split) {
+            const Mask<T> tie = equal(xi[u], vm);  // also where both are +inf and the difference is NaN
+            equals += count(tie);
+            e[u] = select(tie, zero, e[u]);
+          }
+          part = part + e[u];
+          if constexpr (What::squares) square_part = fma(e[u], e[u], square_part);
+        }
       }
       sum.add(part);
       if constexpr (What::entropy) first_moment.add(moment_part);

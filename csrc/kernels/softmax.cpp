@@ -31,10 +31,21 @@ struct Softmax {
     if (blank_row) s.m = 0;
   }
 
+  // Rows of one chunk keep their exponentials.
+  static constexpr bool keeps = true;
+  void reduce_keeping(State& s, const T* x, int n, T* kept) const { s.add(x, n, kept); }
+  void emit_kept(const State& s, const T* kept, T* y, int n) const {
+    const Vec<T> scale = splat(s.scale);
+    for (int i = 0; i < n; i += kLanes<T>) store_upto(y + i, load_upto(kept + i, n - i, T(0)) * scale, n - i);
+  }
+
   void emit(const State& s, int64_t, const T* const* x, T* const* y, int n) const {
     const Vec<T> m = splat(s.m), scale = splat(s.scale);
-    for (int i = 0; i < n; i += kLanes<T>)
-      store_upto(y[0] + i, exp_negative<T>(load_upto(x[0] + i, n - i, T(0)) - m) * scale, n - i);
+    transform_chunk(x[0], y[0], n, [&](auto& v) {
+      for (Vec<T>& vi : v) vi = vi - m;
+      exp_negative<T>(v);
+      for (Vec<T>& vi : v) vi = vi * scale;
+    });
   }
 };
 

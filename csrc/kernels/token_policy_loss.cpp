@@ -76,8 +76,11 @@ struct TokenPolicy {
       for (int i = 0; i < n; i += kLanes<T>) store_upto(dx[0] + i, zero, n - i);
       return;
     }
-    for (int i = 0; i < n; i += kLanes<T>)
-      store_upto(dx[0] + i, exp_any<T>(load_upto(x[0] + i, n - i, T(0)) - lse) * g, n - i);
+    transform_chunk(x[0], dx[0], n, [&](auto& v) {
+      for (Vec<T>& vi : v) vi = vi - lse;
+      exp_any<T>(v);
+      for (Vec<T>& vi : v) vi = vi * g;
+    });
     if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.g;
   }
 };

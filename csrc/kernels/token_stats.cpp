@@ -152,8 +152,11 @@ struct LogsumexpVjp {
 
   void emit(const State& s, int64_t, const T* const* x, T* const* dx, int n) const {
     const Vec<T> lse = splat(s.lse), scale = splat(s.scale);
-    for (int i = 0; i < n; i += kLanes<T>)
-      store_upto(dx[0] + i, exp_any<T>(load_upto(x[0] + i, n - i, T(0)) - lse) * scale, n - i);
+    transform_chunk(x[0], dx[0], n, [&](auto& v) {
+      for (Vec<T>& vi : v) vi = vi - lse;
+      exp_any<T>(v);
+      for (Vec<T>& vi : v) vi = vi * scale;
+    });
   }
 };
 
@@ -193,10 +196,17 @@ struct TokenVjp {
   // Where p is 0 the result is 0, whatever log p and H are.
   void emit(const State& s, int64_t first, const T* const* x, T* const* dx, int n) const {
     const Vec<T> lse = splat(s.lse), slope = splat(s.slope), at_zero = splat(s.at_zero), zero = splat(T(0));
-    for (int i = 0; i < n; i += kLanes<T>) {
-      const Vec<T> log_p = load_upto(x[0] + i, n - i, T(0)) - lse, p = exp_any<T>(log_p);
-      store_upto(dx[0] + i, select(equal(p, zero), zero, zero - p * fma(slope, log_p, at_zero)), n - i);
-    }
+    transform_chunk(x[0], dx[0], n, [&](auto& v) {
+      Vec<T> factor[kLockstep];
+#pragma GCC unroll 4
+      for (int u = 0; u < kLockstep; ++u) {
+        v[u] = v[u] - lse;
+        factor[u] = zero - fma(slope, v[u], at_zero);
+      }
+      exp_any<T>(v);
+#pragma GCC unroll 4
+      for (int u = 0; u < kLockstep; ++u) v[u] = select(equal(v[u], zero), zero, v[u] * factor[u]);
+    });
     if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.d;
   }
 };

@@ -39,27 +39,62 @@ struct ExpConstants<double> {
                                  0.5};
 };
 
+// Each function below takes one register, or an array of some in place: then each step is done for all of
+// them before the next, since a step waits several cycles for the one before it.
+
 // exp for lowest <= x <= highest, or NaN.
+template <class T, int U>
+inline void exp_bounded(Vec<T> (&x)[U]) {
+  using K = ExpConstants<T>;
+  Vec<T> n[U], p[U];
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) n[u] = round_even(x[u] * splat(K::log2e));
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = fma(n[u], splat(-K::ln2_high), x[u]);
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = fma(n[u], splat(-K::ln2_low), x[u]);  // r
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) p[u] = splat(K::p[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) p[u] = fma(p[u], x[u], splat(K::p[i]));
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = mul_pow2(fma(x[u] * x[u], p[u], x[u]) + splat(T(1)), n[u]);
+}
 template <class T>
 inline Vec<T> exp_bounded(Vec<T> x) {
-  using K = ExpConstants<T>;
-  const Vec<T> n = round_even(x * splat(K::log2e));
-  const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
-  Vec<T> p = splat(K::p[0]);
-  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
-  return mul_pow2(fma(r * r, p, r) + splat(T(1)), n);
+  Vec<T> one[] = {x};
+  exp_bounded<T>(one);
+  return one[0];
 }
 
 // exp for x <= 0, or NaN: what a softmax needs.
+template <class T, int U>
+inline void exp_negative(Vec<T> (&x)[U]) {
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = max_of(splat(ExpConstants<T>::lowest), x[u]);
+  exp_bounded<T>(x);
+}
 template <class T>
 inline Vec<T> exp_negative(Vec<T> x) {
-  return exp_bounded<T>(max_of(splat(ExpConstants<T>::lowest), x));
+  Vec<T> one[] = {x};
+  exp_negative<T>(one);
+  return one[0];
 }
 
 // exp for every x.
+template <class T, int U>
+inline void exp_any(Vec<T> (&x)[U]) {
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = min_of(splat(ExpConstants<T>::highest), x[u]);
+  exp_negative<T>(x);
+}
 template <class T>
 inline Vec<T> exp_any(Vec<T> x) {
-  return exp_negative<T>(min_of(splat(ExpConstants<T>::highest), x));
+  Vec<T> one[] = {x};
+  exp_any<T>(one);
+  return one[0];
 }
 
 // Where the result stays a normal number: exp_weight and Tanh work on its exponent bits alone.
@@ -97,20 +132,33 @@ struct Exp2Constants<double> {
 
 // 2^x for x <= highest as the weight of a sum, at half the price of exp: what is below the normal range may
 // come out as any number below it, -inf as exactly 0; NaN -> NaN.
-template <class T>
-inline Vec<T> exp2_weight(Vec<T> x) {
+template <class T, int U>
+inline void exp2_weight(Vec<T> (&x)[U]) {
   using K = Exp2Constants<T>;
-  const Vec<T> held = max_of(splat(kZeroPower<T>), x), n = round_even(held), r = held - n;
-  Vec<T> p = splat(K::p[0]);
-  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
-  return mul_pow2_normal(fma(p, r, splat(T(1))), n);
+  Vec<T> n[U], p[U];
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = max_of(splat(kZeroPower<T>), x[u]);
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) n[u] = round_even(x[u]);
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = x[u] - n[u];  // r
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) p[u] = splat(K::p[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) p[u] = fma(p[u], x[u], splat(K::p[i]));
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = mul_pow2_normal(fma(p[u], x[u], splat(T(1))), n[u]);
 }
 
 // exp(x) in the same way; x log2(e) is rounded, so the relative error grows with |x|, but not that of sums:
 // the smaller the weight, the more.
-template <class T>
-inline Vec<T> exp_weight(Vec<T> x) {
-  return exp2_weight<T>(x * splat(ExpConstants<T>::log2e));
+template <class T, int U>
+inline void exp_weight(Vec<T> (&x)[U]) {
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) x[u] = x[u] * splat(ExpConstants<T>::log2e);
+  exp2_weight<T>(x);
 }
 
 template <class T>

@@ -78,7 +78,7 @@ def interleave(
         for done in range(most):
             if done >= least and time.perf_counter() - start > seconds:
                 break
-            for before, (name, call) in zip([*calls][-1:] + [*calls], calls.items(), strict=False):
+            for before, (name, call) in zip([*[*calls][-1:], *calls], calls.items(), strict=False):
                 time.sleep(SETTLE_BLAS if before == "numpy" else SETTLE)
                 if single[name] < 2 * BATCH:
                     call()  # brings its code and data back into the cache, and its threads to life
