@@ -1,7 +1,6 @@
 // The GRPO family of npkernels.h: arguments checked, then the functions of grpo.h. c_api_token_policy.cpp has
 // the loss that begins at the logits.
 #include <math.h>
-#include <string.h>
 
 #include <vector>
 
@@ -12,8 +11,8 @@ using npkernels::DType;
 
 namespace {
 
-constexpr size_t kFirstAdvantageOptions = sizeof(npk_advantage_options);
-constexpr size_t kFirstReturnOptions = sizeof(npk_return_options);
+constexpr size_t kFirstAdvantageOptions = offsetof(npk_advantage_options, reserved) + sizeof(int32_t);
+constexpr size_t kFirstReturnOptions = offsetof(npk_return_options, lams) + sizeof(npk_array*);
 
 template <class T>
 bool holds_infinity(const View& a) {

@@ -14,7 +14,7 @@ using npkernels::Norm;
 
 namespace {
 
-constexpr size_t kFirstStepOptions = sizeof(npk_step_options);
+constexpr size_t kFirstStepOptions = offsetof(npk_step_options, radii) + sizeof(npk_array*);
 
 double number(const char* p, DType dtype) {
   return dtype == DType::float64 ? *reinterpret_cast<const double*>(p)

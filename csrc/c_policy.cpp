@@ -7,8 +7,8 @@
 namespace npkernels::c_api {
 namespace {
 
-constexpr size_t kFirstPolicyOptions = sizeof(npk_policy_options);
-constexpr size_t kFirstPolicyMetrics = sizeof(npk_policy_metrics);
+constexpr size_t kFirstPolicyOptions = offsetof(npk_policy_options, importance_cap) + sizeof(double);
+constexpr size_t kFirstPolicyMetrics = offsetof(npk_policy_metrics, entropy) + sizeof(double);
 
 npk_policy_options known(const npk_policy_options* options) {
   const npk_policy_options defaults = NPK_POLICY_OPTIONS_INIT;

@@ -165,36 +165,37 @@ cdef int _gae(const Array* rewards, const Array* values, double gamma, double la
     return done("gae", npk_gae(&ar, &av, gamma, lam, NULL, &aa, &aR))
 
 
-cdef npk_step_options step_options(int norm, double low, double high) noexcept nogil:
+cdef npk_step_options step_options(int norm, bint bounded, double low, double high) noexcept nogil:
     return npk_step_options(
-        size=sizeof(npk_step_options), norm=norm, targeted=0, bounded=1, reserved=0, low=low, high=high, lows=NULL,
+        size=sizeof(npk_step_options), norm=norm, targeted=0, bounded=bounded, reserved=0, low=low, high=high, lows=NULL,
         highs=NULL, mask=NULL, step_lengths=NULL, radii=NULL)
 
 
-cdef int _sign_step(const Array* x, const Array* grad, double eps, double low, double high, const Array* y) except -1 nogil:
+cdef int _sign_step(const Array* x, const Array* grad, double eps, bint bounded, double low, double high,
+                    const Array* y) except -1 nogil:
     cdef npk_array ax = view(x), ag = view(grad), ay = view(y)
-    cdef npk_step_options options = step_options(NPK_NORM_INF, low, high)
+    cdef npk_step_options options = step_options(NPK_NORM_INF, bounded, low, high)
     return done("sign_step", npk_sign_step(&ax, &ag, eps, &options, &ay, NULL))
 
 
-cdef int _project(const Array* x, const Array* center, double eps, int norm, double low, double high,
-                  const Array* y) except -1 nogil:
+cdef int _project(const Array* x, const Array* center, double eps, int norm, bint bounded, double low,
+                  double high, const Array* y) except -1 nogil:
     cdef npk_array ax = view(x), ac = view(center), ay = view(y)
-    cdef npk_step_options options = step_options(norm, low, high)
+    cdef npk_step_options options = step_options(norm, bounded, low, high)
     return done("project", npk_project(&ax, &ac, eps, &options, &ay))
 
 
-cdef int _pgd_step(const Array* x, const Array* center, const Array* grad, double step, double eps, int norm, double low,
-                   double high, const Array* y) except -1 nogil:
+cdef int _pgd_step(const Array* x, const Array* center, const Array* grad, double step, double eps, int norm, bint bounded,
+                   double low, double high, const Array* y) except -1 nogil:
     cdef npk_array ax = view(x), ac = view(center), ag = view(grad), ay = view(y)
-    cdef npk_step_options options = step_options(norm, low, high)
+    cdef npk_step_options options = step_options(norm, bounded, low, high)
     return done("pgd_step", npk_pgd_step(&ax, &ac, &ag, step, eps, &options, &ay, NULL))
 
 
-cdef int _random_in_ball(const Array* center, double eps, uint64_t key, int norm, double low, double high,
-                         const Array* y) except -1 nogil:
+cdef int _random_in_ball(const Array* center, double eps, uint64_t key, int norm, bint bounded, double low,
+                         double high, const Array* y) except -1 nogil:
     cdef npk_array ac = view(center), ay = view(y)
-    cdef npk_step_options options = step_options(norm, low, high)
+    cdef npk_step_options options = step_options(norm, bounded, low, high)
     return done("random_in_ball", npk_random_in_ball(&ac, eps, key, &options, &ay))
 
 

@@ -148,13 +148,13 @@ def batch(dtype, packed):
     return arrays, extra, mask, ends
 
 
-def check_metrics(metrics, wanted, dtype):
+def check_metrics(metrics, wanted, dtype, ulps=4):
     told = {"loss": wanted.loss, **{n: getattr(wanted.metrics, n) for n, _ in PolicyMetrics._fields_[2:]}}
     for name, value in told.items():
         got = getattr(metrics, name)
         assert np.isnan(got) if value is None else True, name
         if value is not None:
-            assert_allclose(got, value, rtol=4 * np.finfo(dtype).eps, atol=1e-12, err_msg=name)
+            assert_allclose(got, value, rtol=ulps * np.finfo(dtype).eps, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
@@ -244,10 +244,10 @@ def test_token_policy_loss(loss, packed, dtype):
     )  # fmt: skip
     assert call("token_policy_loss", logits, ids, *arrays.values(), 0.7, options, metrics, out) == OK
     if dtype == np.float64:  # a sum over a sequence may go in another order
-        assert_allclose(out, wanted.dlogits, rtol=1e-13, atol=1e-16)
+        assert_allclose(out, wanted.dlogits, rtol=1e-12, atol=1e-15)
     else:
         same(out, wanted.dlogits)
-    check_metrics(metrics, wanted, wide)
+    check_metrics(metrics, wanted, wide, 100)  # NumPy adds pairs of pairs
     target = logits  # in place, with its strides
     assert call("token_policy_loss", target, ids, *arrays.values(), 0.7, options, metrics, target) == OK
     same(np.ascontiguousarray(target), out)
@@ -265,7 +265,7 @@ def test_token_policy_loss_aggregates(aggregate):
     options = struct(PolicyOptions, mask=mask, aggregate=AGGREGATES.index(aggregate), **norm)
     assert call("token_policy_loss", logits, ids, *arrays.values(), 1.0, options, metrics, out) == OK
     same(out, wanted.dlogits)
-    check_metrics(metrics, wanted, np.float64)
+    check_metrics(metrics, wanted, np.float64, 100)
     loss = metrics.loss
     assert call("token_policy_loss", logits, ids, *arrays.values(), 1.0, options, metrics, None) == OK
     assert metrics.loss == loss

@@ -15,7 +15,6 @@
 # K keys, D head size, Dv value head size; r rewards, T tokens of a sequence in what is about GRPO.
 cimport cython
 from cython cimport floating
-from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 
 
@@ -189,30 +188,30 @@ cdef inline int gae(const floating[:, :] rewards, const floating[:, :] values, d
     cdef Array ar = matrix(rewards), av = matrix(values), aa = matrix(advantages), aR = matrix(returns)
     return _gae(&ar, &av, gamma, lam, &aa, &aR)
 
-# y = clip(x + eps sign(grad), low, high); rows are samples. y may be x or grad.
+# y = x + eps sign(grad), clipped to [low, high] if bounded; rows are samples. y may be x or grad.
 cdef inline int sign_step(const floating[:, :] x, const floating[:, :] grad, double eps, floating[:, :] y,
-                          double low=-INFINITY, double high=INFINITY) except -1 nogil:
+                          bint bounded=False, double low=0.0, double high=0.0) except -1 nogil:
     cdef Array ax = matrix(x), ag = matrix(grad), ay = matrix(y)
-    return _sign_step(&ax, &ag, eps, low, high, &ay)
+    return _sign_step(&ax, &ag, eps, bounded, low, high, &ay)
 
-# y = the nearest point to x of the ball of radius eps around center, by a Norm, clipped; y may be x or center.
+# y = the nearest point to x of the ball of radius eps around center, by a Norm; y may be x or center.
 cdef inline int project(const floating[:, :] x, const floating[:, :] center, double eps, floating[:, :] y, int norm=0,
-                        double low=-INFINITY, double high=INFINITY) except -1 nogil:
+                        bint bounded=False, double low=0.0, double high=0.0) except -1 nogil:
     cdef Array ax = matrix(x), ac = matrix(center), ay = matrix(y)
-    return _project(&ax, &ac, eps, norm, low, high, &ay)
+    return _project(&ax, &ac, eps, norm, bounded, low, high, &ay)
 
 # A step of that length along the steepest direction, then the projection; y may be x, center or grad.
 cdef inline int pgd_step(const floating[:, :] x, const floating[:, :] center, const floating[:, :] grad, double step,
-                         double eps, floating[:, :] y, int norm=0, double low=-INFINITY,
-                         double high=INFINITY) except -1 nogil:
+                         double eps, floating[:, :] y, int norm=0, bint bounded=False, double low=0.0,
+                         double high=0.0) except -1 nogil:
     cdef Array ax = matrix(x), ac = matrix(center), ag = matrix(grad), ay = matrix(y)
-    return _pgd_step(&ax, &ac, &ag, step, eps, norm, low, high, &ay)
+    return _pgd_step(&ax, &ac, &ag, step, eps, norm, bounded, low, high, &ay)
 
 # y = a point of the ball around each row of center, uniform, a function of the key and the place; y may be center.
 cdef inline int random_in_ball(const floating[:, :] center, double eps, uint64_t key, floating[:, :] y, int norm=0,
-                               double low=-INFINITY, double high=INFINITY) except -1 nogil:
+                               bint bounded=False, double low=0.0, double high=0.0) except -1 nogil:
     cdef Array ac = matrix(center), ay = matrix(y)
-    return _random_in_ball(&ac, eps, key, norm, low, high, &ay)
+    return _random_in_ball(&ac, eps, key, norm, bounded, low, high, &ay)
 
 # Threads that a large call made now would use; setting 0 goes back to the default. One setting for the process.
 cdef int num_threads() noexcept nogil
@@ -296,10 +295,11 @@ cdef int _token_policy_loss(const Array* logits, const Array* ids, const Array* 
 cdef int _discounted_returns(const Array* rewards, double gamma, const Array* returns) except -1 nogil
 cdef int _gae(const Array* rewards, const Array* values, double gamma, double lam, const Array* advantages,
               const Array* returns) except -1 nogil
-cdef int _sign_step(const Array* x, const Array* grad, double eps, double low, double high, const Array* y) except -1 nogil
-cdef int _project(const Array* x, const Array* center, double eps, int norm, double low, double high,
-                  const Array* y) except -1 nogil
-cdef int _pgd_step(const Array* x, const Array* center, const Array* grad, double step, double eps, int norm, double low,
-                   double high, const Array* y) except -1 nogil
-cdef int _random_in_ball(const Array* center, double eps, uint64_t key, int norm, double low, double high,
-                         const Array* y) except -1 nogil
+cdef int _sign_step(const Array* x, const Array* grad, double eps, bint bounded, double low, double high,
+                    const Array* y) except -1 nogil
+cdef int _project(const Array* x, const Array* center, double eps, int norm, bint bounded, double low,
+                  double high, const Array* y) except -1 nogil
+cdef int _pgd_step(const Array* x, const Array* center, const Array* grad, double step, double eps, int norm, bint bounded,
+                   double low, double high, const Array* y) except -1 nogil
+cdef int _random_in_ball(const Array* center, double eps, uint64_t key, int norm, bint bounded, double low,
+                         double high, const Array* y) except -1 nogil

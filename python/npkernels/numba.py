@@ -101,7 +101,11 @@ def _code_of(x: Any) -> Any:
             f"npkernels.numba: {x} is not an array of float32, float64, int64 or bool"
         )
     code = _CODES[x.dtype]
-    return lambda x: code
+
+    def implementation(x: Any) -> Any:
+        return code
+
+    return implementation
 
 
 _extending.overload(_code)(_code_of)

@@ -173,6 +173,7 @@ TEST_CASE("policy losses and their gradients by differences") {
                                     dlogits.array()) == NPK_OK);
       check_gradient(logp, dlogp, loss);
       check_gradient(logits, dlogits, loss_of_logits);
+      loss(), loss_of_logits();  // at the very point
       CHECK(metrics.tokens == B * T - 5);
       CHECK(metrics.kl == doctest::Approx(of_logits.kl).epsilon(1e-12));
       CHECK(std::isnan(metrics.importance));

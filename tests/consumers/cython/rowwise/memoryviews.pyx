@@ -84,7 +84,7 @@ def steps(const floating[:, :] x, const floating[:, :] center, const floating[:,
     with nogil:
         ckernels.sign_step[floating](x, grad, 0.1, results[0])
         ckernels.project[floating](x, center, 0.3, results[1], ckernels.NORM_ONE)
-        ckernels.pgd_step[floating](x, center, grad, 0.1, 0.3, results[2], ckernels.NORM_TWO, -5, 5)
+        ckernels.pgd_step[floating](x, center, grad, 0.1, 0.3, results[2], ckernels.NORM_TWO, True, -5, 5)
         ckernels.random_in_ball[floating](center, 0.3, 7, results[3], ckernels.NORM_TWO)
 
 
