@@ -93,8 +93,10 @@ void AttentionArguments::check_options() {
   // Key position of query 0 of each entry of the batch.
   lengths_ = per_entry(o.kv_lengths, "kv_lengths", B, 0, K);
   offset_ = per_entry(o.q_offset, "q_offset", B, 1 - kFarthest, kFarthest - 1);
-  if (!offset_ && o.causal == NPK_CAUSAL_BOTTOM_RIGHT)
+  if (!offset_ && o.causal == NPK_CAUSAL_BOTTOM_RIGHT) {
+    own_offset_.reserve(static_cast<size_t>(B));  // what no memory holds is found out at once
     for (int64_t b = 0; b < B; ++b) own_offset_.push_back((lengths_ ? integers(lengths_)[b] : K) - S);
+  }
 
   slopes_ = optional_view(o.alibi_slopes, "alibi_slopes");
   sinks = optional_view(o.sinks, "sinks");

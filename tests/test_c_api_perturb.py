@@ -16,9 +16,10 @@ BALLS = ("project", "pgd_step", "random_in_ball")
 
 def samples(dtype):
     """x, center and grad (B, 3, 4), strided, with a NaN in the gradient."""
-    x, c, g = (normal(6, 4, 5, dtype=dtype, seed=s).transpose(0, 2, 1)[::2, :3] / 4 for s in range(3))
+    x, c, g = (normal(6, 4, 5, seed=s) / 4 for s in range(3))
     g[0, 0, 0] = NAN
-    return x, c.clip(-0.5, 0.5), g
+    x, c, g = (a.astype(dtype).transpose(0, 2, 1)[::2, :3] for a in (x, c.clip(-0.5, 0.5), g))
+    return x, c, g
 
 
 def limits(kind, dtype):

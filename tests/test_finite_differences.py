@@ -17,7 +17,7 @@ def samples(*shape, dtype=np.float64, seed=0):
 
 def loss(x, y=None):
     """A smooth loss of each sample; y shifts it."""
-    z = x.reshape(len(x), -1).astype(np.float64)
+    z = x.astype(np.float64).reshape(len(x), int(np.prod(x.shape[1:])))
     s = np.sin(z).sum(axis=1) + (z**3).sum(axis=1) / 3
     return s if y is None else s * (1 + y)
 

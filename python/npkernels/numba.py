@@ -70,7 +70,11 @@ _OPEN = np.inf
 
 
 def _compiled(function: F) -> F:
-    compiled: F = _numba.njit(nogil=True)(function)
+    """Compile when it is first called; what is compiled is kept for other processes where there is room for it."""
+    try:
+        compiled: F = _numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither __pycache__ nor a cache directory of the user can be written to
+        compiled = _numba.njit(nogil=True)(function)
     return compiled
 
 

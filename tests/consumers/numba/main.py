@@ -19,10 +19,13 @@ def plain_advantages(rewards, size):
     """The same in plain loops."""
     a = np.empty_like(rewards)
     for first in range(0, len(rewards), size):
-        group = rewards[first : first + size]
-        mean = group.sum() / size
-        deviation = np.sqrt(((group - mean) ** 2).sum() / (size - 1))
-        a[first : first + size] = (group - mean) / (deviation + 1e-4)
+        mean = squares = 0.0
+        for i in range(first, first + size):
+            mean += rewards[i] / size
+        for i in range(first, first + size):
+            squares += (rewards[i] - mean) ** 2
+        for i in range(first, first + size):
+            a[i] = (rewards[i] - mean) / ((squares / (size - 1)) ** 0.5 + 1e-4)
     return a
 
 
@@ -31,7 +34,9 @@ def attack(x, w, eps, steps):
     """Projected gradient ascent on the loss x @ w, in the box [0, 1]."""
     y, grad = x.copy(), np.empty_like(x)
     for _ in range(steps):
-        grad[:] = w
+        for i in range(len(x)):
+            for j in range(len(w)):
+                grad[i, j] = w[j]
         nkn.pgd_step(y, x, grad, eps / 2, eps, y, 0, 0.0, 1.0)
     return y
 

@@ -69,7 +69,8 @@ def losses(const floating[:, :] logp, const floating[:, :] old_logp, const float
     cdef double first, second
     with nogil:
         ckernels.policy_loss[floating](logp, old_logp, a, dlogp, &first, 0.1, 0.3, ckernels.TOKEN_MEAN)
-        ckernels.token_policy_loss[floating](logits, ids, old_logp, a, dlogits, &second, sequence_level=True)
+        ckernels.token_policy_loss[floating](logits, ids, old_logp, a, dlogits, &second, 0.2, 0.2, ckernels.SEQ_MEAN_TOKEN_MEAN,
+                                             True)
     return first, second
 
 
