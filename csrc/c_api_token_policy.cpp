@@ -102,6 +102,7 @@ class Call {
   // Kept tokens of each sequence.
   std::vector<int64_t> counts(npkernels::PolicyTotals& totals) const {
     std::vector<int64_t> kept;
+    kept.reserve(static_cast<size_t>(given.layout.sequences.count));
     for_each_sequence([&](int64_t, int64_t first, int64_t last) {
       int64_t n = 0;
       for (int64_t i = first; i < last; ++i) n += chosen_[static_cast<size_t>(i)] >= 0;

@@ -14,6 +14,7 @@ from c_library import (
     BAD_SHAPE,
     BAD_STRIDES,
     BAD_VALUE,
+    NO_MEMORY,
     NULL_POINTER,
     OK,
     OVERLAP,
@@ -23,6 +24,7 @@ from c_library import (
     ReturnOptions,
     bad_argument,
     call,
+    describe,
     struct,
 )
 from npkernels._grpo_types import AGGREGATES, BASELINES, IMPORTANCES, KLS, LOSSES, SCALES
@@ -310,6 +312,21 @@ def test_a_gradient_in_place_of_an_input():
     before = logp.copy()
     assert call("policy_loss", logp, normal(3, 8), normal(3), None, metrics, logp) == OVERLAP
     assert_array_equal(logp, before)
+
+
+def test_more_sequences_than_memory_holds():
+    many = 1 << 50  # of nothing
+    tokens, ids = (describe(np.empty((1, 0), d), shape=(many, 0)) for d in (np.float32, np.int64))
+    logits = describe(np.empty((1, 0, 4), np.float32), shape=(many, 0, 4))
+    metrics = struct(PolicyMetrics)
+    assert call("policy_loss", tokens, tokens, tokens, None, metrics, None) == NO_MEMORY
+    for level in (0, 1):
+        options = struct(PolicyOptions, sequence_level=level)
+        assert (
+            call("token_policy_loss", logits, ids, tokens, tokens, 1.0, options, metrics, None) == NO_MEMORY
+        )
+    assert call("discounted_returns", tokens, 0.9, None, tokens) == NO_MEMORY
+    assert call("gae", tokens, tokens, 0.9, 0.8, None, tokens, tokens) == NO_MEMORY
 
 
 # --- returns
