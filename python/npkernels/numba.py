@@ -11,8 +11,9 @@
 0.25
 
 Arrays of one call are all float32 or all float64, of any strides where docs/c-api.md does not ask for contiguous ones;
-ids are int64. What does not fit raises ValueError and leaves the outputs as they were. Code that calls these functions
-can be cached (``cache=True``): they are linked by name.
+ids are int64. What does not fit raises ValueError and leaves the outputs as they were. These functions are compiled when they
+are first called, about a second each; code that calls them can be cached (``cache=True``), and they with it: the C
+functions are linked by name.
 """
 
 from __future__ import annotations
@@ -70,11 +71,7 @@ _OPEN = np.inf
 
 
 def _compiled(function: F) -> F:
-    """Compile when it is first called; what is compiled is kept for other processes where there is room for it."""
-    try:
-        compiled: F = _numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither __pycache__ nor a cache directory of the user can be written to
-        compiled = _numba.njit(nogil=True)(function)
+    compiled: F = _numba.njit(nogil=True)(function)
     return compiled
 
 
