@@ -11,9 +11,8 @@
 0.25
 
 Arrays of one call are all float32 or all float64, of any strides where docs/c-api.md does not ask for contiguous ones;
-ids are int64. What does not fit raises ValueError and leaves the outputs as they were. These functions are compiled when they
-are first called, about a second each; code that calls them can be cached (``cache=True``), and they with it: the C
-functions are linked by name.
+ids are int64. What does not fit raises ValueError and leaves the outputs as they were. Each function is compiled when
+it is first called, about a second; code that calls it can be cached (``cache=True``), and it with the code.
 """
 
 from __future__ import annotations
