@@ -13,3 +13,10 @@ unused=
 cmake -S . -B "$work/cpp" -G Ninja -DNPKERNELS_UNUSED_ISAS="$unused" -DNPKERNELS_PYTHON=OFF -DNPKERNELS_TESTS=ON -DNPKERNELS_SANITIZE=address,undefined
 cmake --build "$work/cpp"
 ctest --test-dir "$work/cpp" --output-on-failure
+
+# A C program that finds the installed library with find_package, under the same sanitizers.
+prefix=$PWD/$work/prefix
+cmake --install "$work/cpp" --prefix "$prefix"
+cmake -S tests/consumers/c -B "$work/consumer" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_FLAGS=-fsanitize=address,undefined
+cmake --build "$work/consumer"
+"$work/consumer/consumer"

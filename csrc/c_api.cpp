@@ -1,5 +1,4 @@
-// The functions of npkernels.h that are about the library itself; c_api_softmax.cpp and c_api_attention.cpp
-// hold the others.
+// The functions of npkernels.h that are about the library itself; the other c_api_*.cpp hold a family each.
 #include <algorithm>
 
 #include "c_arguments.h"

@@ -141,12 +141,14 @@ void check_last_axis_contiguous(const View& a) {
           a.name);
 }
 
+void check_contiguous(const View& a) { require(c_contiguous(a), NPK_BAD_STRIDES, a.name); }
+
 void check_per_row(const View& a, const View& x, int axis, DType dtype) {
   check_dtype(a, dtype);
   require(a.ndim == x.ndim - 1 && std::equal(x.shape, x.shape + axis, a.shape) &&
               std::equal(x.shape + axis + 1, x.shape + x.ndim, a.shape + axis),
           NPK_BAD_SHAPE, a.name);
-  require(c_contiguous(a), NPK_BAD_STRIDES, a.name);
+  check_contiguous(a);
 }
 
 void check_ids(const View& ids, int64_t n, const int64_t* ignored) {

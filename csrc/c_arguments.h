@@ -74,6 +74,8 @@ void check_floating(const View& a);
 void check_dtype(const View& a, DType dtype);
 void check_shape(const View& a, const View& b);
 void check_last_axis_contiguous(const View& a);
+// In C order.
+void check_contiguous(const View& a);
 // One entry for each row of x along `axis`, contiguous.
 void check_per_row(const View& a, const View& x, int axis, DType dtype);
 // Each in [0, n), or equal to `ignored` where that is given.

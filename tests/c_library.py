@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -80,9 +80,72 @@ class AttentionOptions(ctypes.Structure):
     )
 
 
+class AdvantageOptions(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("eps", ctypes.c_double),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("baseline", "scale", "ddof", "lone_reward", "over_mean", "reserved")
+        ),
+    )
+    defaults: ClassVar[dict[str, float]] = {"eps": 1e-4, "ddof": 1}
+
+
+class PolicyOptions(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        *((name, ArrayPointer) for name in ("mask", "cu_seqlens", "ref_logp", "sampler_logp", "entropy")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("surrogate", "sequence_level", "aggregate", "kl", "importance", "want_entropy")
+        ),
+        *((name, ctypes.c_double) for name in ("clip_low", "clip_high", "delta", "dual_clip")),
+        *((name, ctypes.c_double) for name in ("tau_positive", "tau_negative", "max_length", "total_tokens")),
+        *((name, ctypes.c_double) for name in ("beta", "kl_inner", "kl_outer", "importance_cap")),
+    )
+    defaults: ClassVar[dict[str, float]] = {
+        "aggregate": 3,
+        "kl": 2,
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "tau_positive": 1.0,
+        "tau_negative": 1.05,
+        "importance_cap": 3.0,
+    }
+
+
+class PolicyMetrics(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("loss", ctypes.c_double),
+        ("tokens", ctypes.c_int64),
+        ("sequences", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("ratio", "clip_low", "clip_high", "old_kl")),
+        *((name, ctypes.c_double) for name in ("kl", "importance", "entropy")),
+    )
+
+
+class ReturnOptions(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        *((name, ArrayPointer) for name in ("mask", "dones", "cu_seqlens", "last_value", "gammas", "lams")),
+    )
+
+
+class StepOptions(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        *((name, ctypes.c_int32) for name in ("norm", "targeted", "bounded", "reserved")),
+        ("low", ctypes.c_double),
+        ("high", ctypes.c_double),
+        *((name, ArrayPointer) for name in ("lows", "highs", "mask", "step_lengths", "radii")),
+    )
+
+
 def struct(kind: type[ctypes.Structure], **fields: Any) -> ctypes.Structure:
-    """A structure of options; arrays become descriptors."""
-    fields = {"size": ctypes.sizeof(kind), **fields}
+    """A structure of options, begun as its macro does; arrays become descriptors."""
+    fields = {"size": ctypes.sizeof(kind), **getattr(kind, "defaults", {}), **fields}
     kept = {name: describe(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
     made = kind(**{n: ctypes.pointer(v) if isinstance(v, NpkArray) else v for n, v in kept.items()})
     made.kept = kept

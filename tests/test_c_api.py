@@ -8,6 +8,22 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import npkernels
+from c_calls import (
+    FLOATS,
+    IN_PLACE,
+    INF,
+    NAN,
+    OPTIONAL,
+    OUTPUTS,
+    STRUCTS,
+    arguments_of,
+    compute,
+    expect_refused,
+    normal,
+    same,
+    split,
+    status_of,
+)
 from c_library import (
     BAD_AXIS,
     BAD_DTYPE,
@@ -16,7 +32,6 @@ from c_library import (
     BAD_STRIDES,
     BAD_VALUE,
     BOTTOM_RIGHT,
-    DTYPES,
     MEAN,
     NO_MEMORY,
     NONE,
@@ -27,7 +42,6 @@ from c_library import (
     TOP_LEFT,
     AttentionOptions,
     CrossEntropyOptions,
-    NpkArray,
     TokenStats,
     bad_argument,
     call,
@@ -36,24 +50,6 @@ from c_library import (
     many,
     struct,
 )
-
-FLOATS = DTYPES[:4]
-INF, NAN = float("inf"), float("nan")
-
-
-def normal(*shape, dtype=np.float32, seed=0):
-    return np.random.default_rng((seed, *shape)).normal(0, 2, shape).astype(dtype)
-
-
-def compute(dtype):
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def same(got, wanted):
-    assert got.dtype == wanted.dtype
-    # bytes, since NaN is equal to nothing and bfloat16 unknown to assert_array_equal
-    assert_array_equal(np.ascontiguousarray(got).view(np.uint8), np.ascontiguousarray(wanted).view(np.uint8))
-
 
 # --- the answers of the Python functions, bit for bit
 
@@ -223,120 +219,6 @@ def test_arrays_with_negative_strides_and_outputs_between_other_data():
 # --- what is refused
 
 
-def arguments_of(function):
-    """A call that works: its arguments by name, in the order of the C function."""
-    x, rows = normal(3, 8), normal(3)
-    common = {"axis": 1, "temperature": 1.0, "mask": np.ones((3, 8), np.bool_)}
-    match function:
-        case "softmax" | "log_softmax":
-            return {"x": x, **common, "y": np.zeros_like(x)}
-        case "logsumexp":
-            return {"x": x, **common, "lse": rows, "entropy": rows.copy()}
-        case "softmax_vjp" | "log_softmax_vjp":
-            return {"dy": x, "y": x.copy(), **common, "dx": np.zeros_like(x)}
-        case "logsumexp_vjp":
-            return {"d": rows, "x": x, "lse": rows.copy(), **common, "dx": np.zeros_like(x)}
-        case "softmax_jvp" | "log_softmax_jvp":
-            return {"x": x, "dx": x.copy(), **common, "y": np.zeros_like(x), "dy": np.zeros_like(x)}
-        case "logsumexp_jvp":
-            return {"x": x, "dx": x.copy(), **common, "lse": rows, "dlse": rows.copy()}
-        case "token_log_probs":
-            common.pop("axis")
-            wanted = {name: rows.copy() for name in ("log_prob", "lse", "entropy", "sum_p2")}
-            wanted |= {name: np.arange(3) for name in ("top1", "rank")}
-            return {"logits": x, "ids": np.array([0, 7, 3]), **common, **wanted}
-        case "token_log_probs_vjp":
-            common.pop("axis")
-            inputs = {"dlogp": rows, "logits": x, "ids": np.array([0, 7, 3]), "lse": rows.copy()}
-            return inputs | {
-                "dentropy": rows.copy(),
-                "entropy": rows.copy(),
-                **common,
-                "dlogits": np.zeros_like(x),
-            }
-        case "cross_entropy":
-            options = {
-                "weight": normal(8),
-                "ignore_index": -1,
-                "label_smoothing": 0.5,
-                "reduction": NONE,
-                "reserved": 0,
-            }
-            inputs = {"logits": x, "targets": np.array([0, 7, -1]), "axis": 1, **options}
-            return inputs | {"loss": rows, "dlogits": np.zeros_like(x)}
-        case "attention":
-            q, k, v = normal(2, 4, 3, 8), normal(2, 2, 5, 8), normal(2, 2, 5, 6)
-            options = {"scale": 1.0, "causal": 1, "windowed": 1, "q_offset": np.array([0, 1])}
-            options |= {"mask": np.ones((2, 4, 3, 5), np.bool_), "bias": normal(2, 4, 3, 5)}
-            options |= {"kv_lengths": np.array([5, 4]), "alibi_slopes": normal(2, 4), "sinks": normal(4)}
-            options |= {"window_left": 3, "window_right": -1, "softcap": 9.0}
-            options |= {"dropout_p": 0.1, "dropout_seed": 7}
-            return {"q": q, "k": k, "v": v, **options, "out": normal(2, 4, 3, 6), "lse": normal(2, 4, 3)}
-        case "merge_attention":
-            return {"parts": 1, "outs": normal(3, 8), "lses": rows, "out": x, "lse": rows.copy()}
-        case "rotary_embedding":
-            tables = {"cos": normal(3, 4), "sin": normal(3, 4, seed=1)}
-            return {"x": x, **tables, "interleaved": 0, "inverse": 0, "y": np.zeros_like(x)}
-    raise AssertionError(function)
-
-
-OUTPUTS = {
-    "softmax": ["y"],
-    "log_softmax": ["y"],
-    "logsumexp": ["lse", "entropy"],
-    "softmax_vjp": ["dx"],
-    "log_softmax_vjp": ["dx"],
-    "logsumexp_vjp": ["dx"],
-    "softmax_jvp": ["y", "dy"],
-    "log_softmax_jvp": ["y", "dy"],
-    "logsumexp_jvp": ["lse", "dlse"],
-    "token_log_probs": ["log_prob", "lse", "entropy", "sum_p2", "top1", "rank"],
-    "token_log_probs_vjp": ["dlogits"],
-    "cross_entropy": ["loss", "dlogits"],
-    "attention": ["out", "lse"],
-    "merge_attention": ["out", "lse"],
-    "rotary_embedding": ["y"],
-}
-OPTIONAL = {"mask", "bias", "q_offset", "weight", "entropy", "log_prob", "sum_p2", "top1", "rank", "dlogits"}
-OPTIONAL |= {"kv_lengths", "alibi_slopes", "sinks"}
-STRUCTS = {"token_log_probs": TokenStats, "cross_entropy": CrossEntropyOptions, "attention": AttentionOptions}
-
-
-OPTIONS_AT = {"token_log_probs": 4, "cross_entropy": 3, "attention": 3}  # where the structure stands
-
-
-def split(function, arguments):
-    """The arguments that the structure of options takes, and the others as a list."""
-    fields = dict(STRUCTS[function]._fields_)
-    return {n: v for n, v in arguments.items() if n in fields}, [
-        v for n, v in arguments.items() if n not in fields
-    ]
-
-
-def status_of(function, arguments):
-    if function not in STRUCTS:
-        return call(function, *arguments.values())
-    options, others = split(function, arguments)
-    others.insert(OPTIONS_AT[function], struct(STRUCTS[function], **options))
-    return call(function, *others)
-
-
-def expect_refused(function, changes, status, argument=None):
-    arguments = arguments_of(function) | changes
-    outputs = {name: arguments_of(function)[name] for name in OUTPUTS[function]}
-    for name in OUTPUTS[function]:
-        value = arguments[name]
-        memory = value if isinstance(value, np.ndarray) else getattr(value, "kept", [None])[0]
-        if memory is not None:
-            memory[...] = 42
-            outputs[name] = memory
-    assert status_of(function, arguments) == status
-    assert bad_argument() == (next(iter(changes)) if argument is None else argument)
-    for name, memory in outputs.items():
-        if isinstance(arguments[name], np.ndarray | NpkArray):
-            assert (memory == 42).all(), f"{name} was written to"
-
-
 ARRAYS = [
     (f, name) for f in OUTPUTS for name, value in arguments_of(f).items() if isinstance(value, np.ndarray)
 ]
@@ -344,8 +226,9 @@ ARRAYS = [
 
 def lead_of(function):
     """The argument that sets the shapes of the others."""
-    leads = {"softmax_vjp": "y", "log_softmax_vjp": "y", "attention": "q", "merge_attention": "out"}
-    return leads.get(function, "logits" if "logits" in arguments_of(function) else "x")
+    leads = {"softmax_vjp": "y", "log_softmax_vjp": "y", "merge_attention": "out"}
+    usual = ("q", "logits", "logp", "rewards", "x", "center")
+    return leads.get(function) or next(name for name in usual if name in arguments_of(function))
 
 
 @pytest.mark.parametrize("function", OUTPUTS)
@@ -392,7 +275,7 @@ def test_shapes_and_dtypes_that_do_not_fit(function, name):
 
 @pytest.mark.parametrize(("function", "name"), [(f, n) for f, n in ARRAYS if n not in OPTIONAL])
 def test_arguments_that_are_needed(function, name):
-    if function in ("logsumexp", "attention", "token_log_probs") and name == "lse":
+    if function in ("logsumexp", "attention", "attention_jvp", "token_log_probs") and name == "lse":
         return
     expect_refused(function, {name: None}, NULL_POINTER)
 
@@ -537,7 +420,7 @@ def test_rotary_tables_wider_than_the_rows():
 
 @pytest.mark.parametrize("function", STRUCTS)
 def test_options_of_another_version(function):
-    kind = STRUCTS[function]
+    kind, place = STRUCTS[function]
     name = "stats" if function == "token_log_probs" else "options"
 
     class Later(kind):
@@ -547,7 +430,7 @@ def test_options_of_another_version(function):
 
     def status(made):
         values = others.copy()
-        values.insert(OPTIONS_AT[function], made)
+        values.insert(place, made)
         return call(function, *values)
 
     assert status(struct(Later, **options, new=0)) == OK
@@ -599,7 +482,7 @@ def describe_place(a):
     return a.ctypes.data, [stride for length, stride in zip(a.shape, a.strides, strict=True) if length > 1]
 
 
-@pytest.mark.parametrize("function", [f for f in OUTPUTS if f not in ("attention", "merge_attention")])
+@pytest.mark.parametrize("function", IN_PLACE)
 def test_results_in_the_memory_of_an_input(function):
     fresh = arguments_of(function)
     for output in OUTPUTS[function]:

@@ -85,9 +85,9 @@ def test_c_examples_of_the_guide(tmp_path):
     """The C and C++ programs of docs/c-api.md compile and print what the guide says."""
     text = (HERE.parent / "docs/c-api.md").read_text()
     programs = re.findall(r"```(c|cpp)\n(.*?)```\n\nprints\n\n```text\n(.*?)```", text, re.S)
-    assert [language for language, _, _ in programs] == ["c", "cpp"]
-    for language, source, printed in programs:
-        path, program = tmp_path / f"main.{language}", tmp_path / language
+    assert [language for language, _, _ in programs] == ["c", "c", "cpp"]
+    for i, (language, source, printed) in enumerate(programs):
+        path, program = tmp_path / f"main{i}.{language}", tmp_path / f"program{i}"
         path.write_text(source)
         command = (
             [compiler("CC", "cc"), "-std=c99"] if language == "c" else [compiler("CXX", "c++"), "-std=c++17"]
@@ -188,6 +188,70 @@ def test_cython_attention(rowwise, dtype):
     rowwise.rotate(q, np.cos(angle), np.sin(angle), y)
     kwargs = {"cos": np.cos(angle), "sin": np.sin(angle), "interleaved": True, "rotary_dim": 4}
     assert_array_equal(y, npkernels.rotary_embedding(q, **kwargs))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cython_attention_gradients(rowwise, dtype):
+    q, k, v = (
+        normal(2, 4, 3, 8, dtype=dtype),
+        normal(2, 2, 5, 8, dtype=dtype),
+        normal(2, 2, 5, 6, dtype=dtype),
+    )
+    q = np.ascontiguousarray(q.swapaxes(1, 2)).swapaxes(1, 2)  # (B, Hq, S, D) of a (B, S, Hq, D) array
+    out, lse = npkernels.attention(q, k, v, causal="bottom_right", return_lse=True)
+    dout, results = normal(*out.shape, dtype=dtype, seed=1), [np.empty_like(a) for a in (q, k, v, out, out)]
+    rowwise.attention_gradients(dout, q, k, v, out, lse, *results)
+    g = npkernels.attention_vjp(dout, q, k, v, out, lse, causal="bottom_right")
+    wanted = [g.dq, g.dk, g.dv, *npkernels.attention_jvp(q, k, v, g.dq, g.dk, g.dv, causal="bottom_right")]
+    for got, expected in zip(results, wanted, strict=True):
+        assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cython_grpo(rowwise, dtype):
+    rewards, ids, a = normal(12, dtype=dtype), np.array([7, -3, 7, -3] * 3), np.empty((2, 12), dtype)
+    rowwise.advantages(rewards, ids, a)
+    options = {"eps": 1e-6, "baseline": "leave_one_out", "scale": "none", "ddof": 0}
+    assert_array_equal(a[0], npkernels.group_advantages(rewards, 4).advantages)
+    assert_array_equal(a[1], npkernels.group_advantages(rewards, ids, **options).advantages)
+
+    logp, old, logits = (normal(*s, dtype=dtype, seed=2) for s in ((12, 5), (12, 5), (12, 5, 7)))
+    chosen = np.random.default_rng(0).integers(0, 7, (12, 5))
+    dlogp, dlogits = np.empty_like(logp), np.empty_like(logits)
+    losses = rowwise.losses(logp, old, a[0], dlogp, logits, chosen, dlogits)
+    first = npkernels.policy_loss(logp, old, a[0], clip=(0.1, 0.3), aggregate="token-mean")
+    second = npkernels.token_policy_loss(logits, chosen, old, a[0], loss="gspo")
+    assert_array_equal(dlogp, first.dlogp)
+    assert_array_equal(dlogits, second.dlogits)
+    assert_allclose(losses, (first.loss, second.loss), rtol=1e-6)
+
+    results = np.empty((3, 12, 5), dtype)
+    rowwise.along_time(logp, old, 0.9, 0.8, results)
+    assert_array_equal(results[0], npkernels.discounted_returns(logp, 0.9))
+    assert_array_equal(results[1:], npkernels.gae(logp, old, gamma=0.9, lam=0.8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cython_steps(rowwise, dtype):
+    x, center, grad = (normal(3, 16, dtype=dtype, seed=s)[:, ::2] for s in range(3))
+    results = np.empty((4, 3, 8), dtype)
+    rowwise.steps(x, center, grad, results)
+    perturb = npkernels.perturb
+    assert_array_equal(results[0], perturb.sign_step(x, grad, 0.1))
+    assert_array_equal(results[1], perturb.project(x, center, 0.3, norm=1))
+    assert_array_equal(results[2], perturb.pgd_step(x, center, grad, 0.1, 0.3, norm=2, bounds=(-5.0, 5.0)))
+    assert_array_equal(results[3], perturb.random_in_ball(center, 0.3, norm=2, rng=7))
+    with pytest.raises(ValueError, match=r"^project: center has a shape that does not fit$"):
+        rowwise.steps(x, center[:2], grad, results)
+
+
+def test_cython_with_a_masked_step(rowwise):
+    direct = importlib.import_module("rowwise.direct")
+    x, grad, mask = normal(3, 8, dtype=np.float32), normal(3, 8, dtype=np.float32, seed=1), normal(3, 8) > 0
+    grad[0, :2] = np.nan
+    wanted, nans = npkernels.perturb.sign_step(x, grad, 0.5, mask=mask, return_nan_count=True)
+    assert direct.masked_sign_step(x, grad, mask.view(np.uint8), 0.5) == nans
+    assert_array_equal(x, wanted)
 
 
 def test_cython_softmax_agrees_with_plain_loops(rowwise):

@@ -9,6 +9,7 @@ from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
 from npkernels._build import get_cmake_dir, get_include
 from npkernels._cache import KVCache
 from npkernels._checked import MismatchError, checked
+from npkernels._clibrary import c_library, get_address
 from npkernels._config import (
     available_isas,
     check_environment,
@@ -63,11 +64,13 @@ __all__ = [
     "attention_weights",
     "available_isas",
     "beam_step",
+    "c_library",
     "checked",
     "cross_entropy",
     "discounted_returns",
     "entropy",
     "gae",
+    "get_address",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",

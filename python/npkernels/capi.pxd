@@ -112,6 +112,155 @@ cdef extern from "npkernels/npkernels.h" nogil:
     npk_status npk_rotary_embedding(const npk_array* x, const npk_array* cos, const npk_array* sin, int interleaved,
                                     int inverse, const npk_array* y)
 
+    npk_status npk_attention_vjp(const npk_array* dout, const npk_array* q, const npk_array* k, const npk_array* v,
+                                 const npk_array* out, const npk_array* lse, const npk_array* dlse,
+                                 const npk_attention_options* options, const npk_array* dq, const npk_array* dk,
+                                 const npk_array* dv, const npk_array* dbias, const npk_array* dsinks)
+    npk_status npk_attention_jvp(const npk_array* q, const npk_array* k, const npk_array* v, const npk_array* dq,
+                                 const npk_array* dk, const npk_array* dv, const npk_attention_options* options,
+                                 const npk_array* out, const npk_array* dout, const npk_array* lse)
+
+    ctypedef enum npk_baseline:
+        NPK_BASELINE_MEAN
+        NPK_BASELINE_LEAVE_ONE_OUT
+        NPK_BASELINE_NONE
+
+    ctypedef enum npk_scale:
+        NPK_SCALE_GROUP
+        NPK_SCALE_BATCH
+        NPK_SCALE_NONE
+
+    ctypedef struct npk_advantage_options:
+        size_t size
+        double eps
+        int32_t baseline
+        int32_t scale
+        int32_t ddof
+        int32_t lone_reward
+        int32_t over_mean
+        int32_t reserved
+
+    npk_status npk_group_advantages(const npk_array* rewards, int64_t group_size, const npk_array* ids,
+                                    const npk_advantage_options* options, const npk_array* advantages,
+                                    const npk_array* stats, const npk_array* index, int64_t* groups)
+
+    ctypedef enum npk_surrogate:
+        NPK_SURROGATE_CLIP
+        NPK_SURROGATE_CAP
+        NPK_SURROGATE_RANGE
+        NPK_SURROGATE_GATE
+        NPK_SURROGATE_GEOMETRIC
+        NPK_SURROGATE_LOG
+
+    ctypedef enum npk_aggregate:
+        NPK_TOKEN_MEAN
+        NPK_TOKEN_SUM
+        NPK_SEQ_MEAN_TOKEN_SUM
+        NPK_SEQ_MEAN_TOKEN_MEAN
+        NPK_SEQ_MEAN_TOKEN_SUM_NORM
+
+    ctypedef enum npk_kl:
+        NPK_KL_K1
+        NPK_KL_K2
+        NPK_KL_K3
+        NPK_KL_K3_PLUS
+
+    ctypedef enum npk_importance:
+        NPK_IMPORTANCE_SEQUENCE_MASK
+        NPK_IMPORTANCE_SEQUENCE_TRUNCATE
+        NPK_IMPORTANCE_TOKEN_MASK
+        NPK_IMPORTANCE_TOKEN_TRUNCATE
+
+    ctypedef struct npk_policy_options:
+        size_t size
+        const npk_array* mask
+        const npk_array* cu_seqlens
+        const npk_array* ref_logp
+        const npk_array* sampler_logp
+        const npk_array* entropy
+        int32_t surrogate
+        int32_t sequence_level
+        int32_t aggregate
+        int32_t kl
+        int32_t importance
+        int32_t want_entropy
+        double clip_low
+        double clip_high
+        double delta
+        double dual_clip
+        double tau_positive
+        double tau_negative
+        double max_length
+        double total_tokens
+        double beta
+        double kl_inner
+        double kl_outer
+        double importance_cap
+
+    ctypedef struct npk_policy_metrics:
+        size_t size
+        double loss
+        int64_t tokens
+        int64_t sequences
+        double ratio
+        double clip_low
+        double clip_high
+        double old_kl
+        double kl
+        double importance
+        double entropy
+
+    npk_status npk_policy_loss(const npk_array* logp, const npk_array* old_logp, const npk_array* advantages,
+                               const npk_policy_options* options, npk_policy_metrics* metrics, const npk_array* dlogp)
+    npk_status npk_token_policy_loss(const npk_array* logits, const npk_array* ids, const npk_array* old_logp,
+                                     const npk_array* advantages, double temperature,
+                                     const npk_policy_options* options, npk_policy_metrics* metrics,
+                                     const npk_array* dlogits)
+
+    ctypedef struct npk_return_options:
+        size_t size
+        const npk_array* mask
+        const npk_array* dones
+        const npk_array* cu_seqlens
+        const npk_array* last_value
+        const npk_array* gammas
+        const npk_array* lams
+
+    npk_status npk_discounted_returns(const npk_array* rewards, double gamma, const npk_return_options* options,
+                                      const npk_array* returns)
+    npk_status npk_gae(const npk_array* rewards, const npk_array* values, double gamma, double lam,
+                       const npk_return_options* options, const npk_array* advantages, const npk_array* returns)
+
+    ctypedef enum npk_norm:
+        NPK_NORM_INF
+        NPK_NORM_ONE
+        NPK_NORM_TWO
+
+    ctypedef struct npk_step_options:
+        size_t size
+        int32_t norm
+        int32_t targeted
+        int32_t bounded
+        int32_t reserved
+        double low
+        double high
+        const npk_array* lows
+        const npk_array* highs
+        const npk_array* mask
+        const npk_array* step_lengths
+        const npk_array* radii
+
+    npk_status npk_sign_step(const npk_array* x, const npk_array* grad, double eps, const npk_step_options* options,
+                             const npk_array* y, int64_t* nans)
+    npk_status npk_steepest_step(const npk_array* x, const npk_array* grad, double step,
+                                 const npk_step_options* options, const npk_array* y, int64_t* nans)
+    npk_status npk_project(const npk_array* x, const npk_array* center, double eps, const npk_step_options* options,
+                           const npk_array* y)
+    npk_status npk_pgd_step(const npk_array* x, const npk_array* center, const npk_array* grad, double step, double eps,
+                            const npk_step_options* options, const npk_array* y, int64_t* nans)
+    npk_status npk_random_in_ball(const npk_array* center, double eps, uint64_t key, const npk_step_options* options,
+                                  const npk_array* y)
+
     const char* const* npk_compiled_isas()
     int npk_isa_supported(const char* name)
     const char* npk_isa()

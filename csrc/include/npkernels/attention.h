@@ -44,9 +44,9 @@ struct AttentionOptions {
 NPK_API bool attention(const Array& q, const Array& k, const Array& v, const AttentionOptions&,
                        const Array& out, void* lse);
 
-// Where the gradients go: dq, dk, dv of the shapes and dtype of q, k, v. dbias: the compute dtype, zeroed by
-// the caller, (B, Hq, S, K) with stride 0 where the bias is broadcast, or null. dsinks: (Hq,) of the compute
-// dtype, or null.
+// Where the gradients go: dq, dk, dv of the shapes and dtype of q, k, v. dbias: float64 whatever that is,
+// zeroed by the caller, (B, Hq, S, K) with stride 0 where the bias is broadcast, or null. dsinks: (Hq,) of
+// the compute dtype, or null.
 struct AttentionVjpOut {
   const Array *dq, *dk, *dv, *dbias;
   void* dsinks;

@@ -238,6 +238,286 @@ NPK_API npk_status npk_merge_attention(int parts, const npk_array* outs, const n
 NPK_API npk_status npk_rotary_embedding(const npk_array* x, const npk_array* cos, const npk_array* sin,
                                         int interleaved, int inverse, const npk_array* y);
 
+/* Gradients of npk_attention: from the cotangents of its results those of its arguments.
+ * - q, k, v, options as they were given to npk_attention; out and lse as it wrote them. dout (B, Hq, S, Dv),
+ * of q's dtype with contiguous last axis; dlse: NULL (0), or of lse's shape and dtype.
+ * - dq, dk, dv: of the shapes and dtype of q, k and v, last axes contiguous. Keys behind kv_lengths get 0.
+ * - dbias: NULL, or of the shape of options->bias, the compute dtype, contiguous in C order; summed in double
+ *   over what the bias is broadcast along. A second pass over the scores.
+ * - dsinks: NULL, or (Hq,), the compute dtype, contiguous.
+ * - Results must not overlap anything. A weight of zero adds nothing to any gradient. */
+NPK_API npk_status npk_attention_vjp(const npk_array* dout, const npk_array* q, const npk_array* k,
+                                     const npk_array* v, const npk_array* out, const npk_array* lse,
+                                     const npk_array* dlse, const npk_attention_options* options,
+                                     const npk_array* dq, const npk_array* dk, const npk_array* dv,
+                                     const npk_array* dbias, const npk_array* dsinks);
+/* npk_attention and its derivative dout along (dq, dk, dv), in one pass. dq, dk, dv are inputs here, of the
+ * shapes and dtype of q, k and v; dout is as out. There is no dropout. */
+NPK_API npk_status npk_attention_jvp(const npk_array* q, const npk_array* k, const npk_array* v,
+                                     const npk_array* dq, const npk_array* dk, const npk_array* dv,
+                                     const npk_attention_options* options, const npk_array* out,
+                                     const npk_array* dout, const npk_array* lse);
+
+/* ---- GRPO ----
+ *
+ * Letters: B samples or sequences, G samples of a group, n groups, T tokens of a sequence, V vocabulary; r
+ * reward, A advantage, rho = exp(logp - old_logp). Log-probabilities are in nats. Arrays are contiguous in C
+ * order if not said otherwise. */
+
+typedef enum npk_baseline {
+  NPK_BASELINE_MEAN = 0,          /* the group's mean */
+  NPK_BASELINE_LEAVE_ONE_OUT = 1, /* the mean of the others in the group */
+  NPK_BASELINE_NONE = 2
+} npk_baseline;
+
+typedef enum npk_scale {
+  NPK_SCALE_GROUP = 0, /* the group's standard deviation */
+  NPK_SCALE_BATCH = 1, /* that of all rewards */
+  NPK_SCALE_NONE = 2
+} npk_scale;
+
+/* Start with NPK_ADVANTAGE_OPTIONS_INIT, which is what TRL computes. */
+typedef struct npk_advantage_options {
+  size_t size;         /* sizeof(npk_advantage_options) */
+  double eps;          /* added to the deviation; finite, >= 0 */
+  int32_t baseline;    /* an npk_baseline */
+  int32_t scale;       /* an npk_scale */
+  int32_t ddof;        /* 0 or 1: the deviation divides by count - ddof */
+  int32_t lone_reward; /* 1 = a group of one keeps its reward (verl) */
+  int32_t over_mean;   /* 1 = (r - mean) / mean, 0 where the mean is 0 (maxrl); with NPK_SCALE_NONE */
+  int32_t reserved;    /* 0 */
+} npk_advantage_options;
+#define NPK_ADVANTAGE_OPTIONS_INIT \
+  {sizeof(npk_advantage_options), 1e-4, NPK_BASELINE_MEAN, NPK_SCALE_GROUP, 1, 0, 0, 0}
+
+/* advantages = (r - baseline) / (deviation + eps), exactly 0 for a group whose rewards are all equal (unless
+ * there is neither baseline nor scale).
+ * - rewards (B,), float32 or float64, finite, or NaN: such a sample takes no part and gets 0.
+ * - Groups are group_size = G consecutive samples (ids NULL, B a multiple of G), or those of equal ids (B,)
+ *   int64, of any values in any order (group_size 0); these are numbered as they first appear.
+ * - advantages (B,), of the dtype of the rewards; may be rewards.
+ * - stats: NULL, or (m, 5) float64 with m >= n (B is always enough): count, mean, standard deviation, min,
+ * max of the rewards of each group; the rows from n on are left as they are. mean, min and max are NaN where
+ * a group has no reward.
+ * - index: NULL, or (B,) int64, the number of each sample's group; may be ids.
+ * - groups: NULL, or where n goes.
+ * - options: NULL = the defaults. */
+NPK_API npk_status npk_group_advantages(const npk_array* rewards, int64_t group_size, const npk_array* ids,
+                                        const npk_advantage_options* options, const npk_array* advantages,
+                                        const npk_array* stats, const npk_array* index, int64_t* groups);
+
+/* What is summed over the tokens. */
+typedef enum npk_surrogate {
+  NPK_SURROGATE_CLIP = 0,  /* -min(min(rho, delta) A, clip(rho, 1 - clip_low, 1 + clip_high) A) */
+  NPK_SURROGATE_CAP = 1,   /* -min(rho, clip_high) A logp, the ratio held constant */
+  NPK_SURROGATE_RANGE = 2, /* -clip(rho, 1 - clip_low, 1 + clip_high) A logp, likewise */
+  NPK_SURROGATE_GATE = 3,  /* -4 / tau sigmoid(tau (rho - 1)) A, tau by the sign of A */
+  NPK_SURROGATE_GEOMETRIC =
+      4,                /* -rho A, rho = exp(mean of the log ratios clipped to [-clip_low, clip_high]) */
+  NPK_SURROGATE_LOG = 5 /* -A logp */
+} npk_surrogate;
+
+typedef enum npk_aggregate {
+  NPK_TOKEN_MEAN = 0, /* sum / (kept tokens, or total_tokens) */
+  NPK_TOKEN_SUM = 1,
+  NPK_SEQ_MEAN_TOKEN_SUM = 2,
+  NPK_SEQ_MEAN_TOKEN_MEAN = 3,
+  NPK_SEQ_MEAN_TOKEN_SUM_NORM = 4 /* sum of each sequence / max_length */
+} npk_aggregate;                  /* sequences without a kept token are left out */
+
+/* Estimates of the KL divergence, x = ref_logp - logp. */
+typedef enum npk_kl {
+  NPK_KL_K1 = 0,     /* -x */
+  NPK_KL_K2 = 1,     /* x^2 / 2 */
+  NPK_KL_K3 = 2,     /* exp(x) - 1 - x */
+  NPK_KL_K3_PLUS = 3 /* the value of k3, the gradient of k2 */
+} npk_kl;
+
+/* The correction between the engine that sampled and the trainer: exp(old_logp - sampler_logp) of the token
+ * or the sequence, 0 or importance_cap where it is larger than that. */
+typedef enum npk_importance {
+  NPK_IMPORTANCE_SEQUENCE_MASK = 0,
+  NPK_IMPORTANCE_SEQUENCE_TRUNCATE = 1,
+  NPK_IMPORTANCE_TOKEN_MASK = 2,
+  NPK_IMPORTANCE_TOKEN_TRUNCATE = 3
+} npk_importance;
+
+/* Start with NPK_POLICY_OPTIONS_INIT, which is "grpo". By name, where not said otherwise at token level:
+ *
+ *   ppo, bnpo, dapo  NPK_TOKEN_MEAN                    cispo       NPK_SURROGATE_CAP, NPK_TOKEN_MEAN
+ *   dr_grpo          NPK_SEQ_MEAN_TOKEN_SUM_NORM       cispo_clip  NPK_SURROGATE_RANGE, NPK_TOKEN_MEAN
+ *   gspo             sequence_level                    sapo        NPK_SURROGATE_GATE
+ *   gpg              NPK_SURROGATE_LOG, NPK_TOKEN_MEAN gmpo        NPK_SURROGATE_GEOMETRIC, sequence_level
+ *
+ * An option that the chosen surrogate or aggregate does not use must be 0. */
+typedef struct npk_policy_options {
+  size_t size;                 /* sizeof(npk_policy_options) */
+  const npk_array* mask;       /* booleans, one per token; 0 leaves it out, whatever the arrays hold there */
+  const npk_array* cu_seqlens; /* (B + 1,) int64: packed sequence s has the tokens from cu_seqlens[s] to
+                                  cu_seqlens[s + 1] - 1; NULL = sequences of T tokens */
+  const npk_array* ref_logp;   /* per token, under the reference policy; needed with beta */
+  const npk_array* sampler_logp; /* per token, under the engine that sampled: turns the correction on */
+  const npk_array* entropy;      /* per token, for its mean in the metrics (npk_policy_loss only) */
+  int32_t surrogate;             /* an npk_surrogate */
+  int32_t sequence_level;        /* 1 = rho is that of the sequence, exp(mean(logp - old_logp)) */
+  int32_t aggregate;             /* an npk_aggregate */
+  int32_t kl;                    /* an npk_kl */
+  int32_t importance;            /* an npk_importance */
+  int32_t want_entropy;          /* 1 = mean entropy in the metrics (npk_token_policy_loss only) */
+  double clip_low;               /* >= 0 */
+  double clip_high;              /* >= 0 */
+  double delta;                  /* 0 = none */
+  double dual_clip;              /* for A < 0 the loss is at most -dual_clip A; > 1, or 0 = none */
+  double tau_positive;
+  double tau_negative;
+  double max_length;   /* tokens; 0 = those of the longest sequence */
+  double total_tokens; /* 0 = the kept ones */
+  double beta;         /* the loss has beta * kl added */
+  double kl_inner;     /* |x| is at most this; 0 = no bound */
+  double kl_outer;     /* the estimate is at most this; 0 = no bound */
+  double importance_cap;
+} npk_policy_options;
+#define NPK_POLICY_OPTIONS_INIT  \
+  {sizeof(npk_policy_options),   \
+   NULL,                         \
+   NULL,                         \
+   NULL,                         \
+   NULL,                         \
+   NULL,                         \
+   NPK_SURROGATE_CLIP,           \
+   0,                            \
+   NPK_SEQ_MEAN_TOKEN_MEAN,      \
+   NPK_KL_K3,                    \
+   NPK_IMPORTANCE_SEQUENCE_MASK, \
+   0,                            \
+   0.2,                          \
+   0.2,                          \
+   0.0,                          \
+   0.0,                          \
+   1.0,                          \
+   1.05,                         \
+   0.0,                          \
+   0.0,                          \
+   0.0,                          \
+   0.0,                          \
+   0.0,                          \
+   3.0}
+
+/* The loss, and means over the kept tokens. Start with NPK_POLICY_METRICS_INIT. */
+typedef struct npk_policy_metrics {
+  size_t size;       /* sizeof(npk_policy_metrics) */
+  double loss;       /* aggregated */
+  int64_t tokens;    /* that are kept */
+  int64_t sequences; /* with a kept token */
+  double ratio;      /* rho */
+  double clip_low;   /* share of the tokens with rho below the range and A < 0 */
+  double clip_high;  /* ... above the range and A > 0 */
+  double old_kl;     /* old_logp - logp, nats */
+  double kl;         /* nats; NaN without ref_logp */
+  double importance; /* NaN without sampler_logp */
+  double entropy;    /* nats; NaN if it was not asked for */
+} npk_policy_metrics;
+#define NPK_POLICY_METRICS_INIT {sizeof(npk_policy_metrics), 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0}
+
+/* The loss, and its gradient with respect to logp.
+ * - logp, old_logp (B, T), or (tokens,) with cu_seqlens; float32 or float64, as every array per token.
+ * - advantages (B,), or per token; where both fit the first.
+ * - dlogp: NULL, or of the shape and dtype of logp; 0 where the mask is 0. Must not overlap anything.
+ * - options: NULL = the defaults. */
+NPK_API npk_status npk_policy_loss(const npk_array* logp, const npk_array* old_logp,
+                                   const npk_array* advantages, const npk_policy_options* options,
+                                   npk_policy_metrics* metrics, const npk_array* dlogp);
+/* The same from the logits, with the gradient with respect to them: one read and one write of the logits, two
+ * reads with sequence_level.
+ * - logits (B, T, V), or (tokens, V) with cu_seqlens; any floating dtype and strides.
+ * - ids: per token, int64, 0 <= id < V where the mask is not 0. What else is per token or sequence is of the
+ *   compute dtype.
+ * - temperature: finite, > 0; the logits are divided by it.
+ * - dlogits: NULL, or of the shape and dtype of logits; may be logits. */
+NPK_API npk_status npk_token_policy_loss(const npk_array* logits, const npk_array* ids,
+                                         const npk_array* old_logp, const npk_array* advantages,
+                                         double temperature, const npk_policy_options* options,
+                                         npk_policy_metrics* metrics, const npk_array* dlogits);
+
+/* Start with NPK_RETURN_OPTIONS_INIT. NULL = not given. "Per sequence" arrays are float64, of the shape of
+ * the rewards without the last axis, or (B,) with cu_seqlens. */
+typedef struct npk_return_options {
+  size_t size;            /* sizeof(npk_return_options) */
+  const npk_array* mask;  /* booleans of the shape of the rewards: a token that is left out is passed over,
+                             whatever it holds, and gets 0 */
+  const npk_array* dones; /* booleans likewise: where an episode ends (npk_gae only) */
+  const npk_array* cu_seqlens; /* (B + 1,) int64, of packed sequences */
+  const npk_array* last_value; /* per sequence: what stands behind its end; 0 */
+  const npk_array* gammas;     /* per sequence, in place of gamma */
+  const npk_array* lams;       /* per sequence, in place of lam (npk_gae only) */
+} npk_return_options;
+#define NPK_RETURN_OPTIONS_INIT {sizeof(npk_return_options), NULL, NULL, NULL, NULL, NULL, NULL}
+
+/* R_t = r_t + gamma R_{t+1}. rewards (..., T), or (tokens,) with cu_seqlens, float32 or float64; returns of
+ * the same shape and dtype, which must not overlap anything. options: NULL = the defaults. */
+NPK_API npk_status npk_discounted_returns(const npk_array* rewards, double gamma,
+                                          const npk_return_options* options, const npk_array* returns);
+/* A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}, and R_t = A_t + V_t; nothing comes from behind a token
+ * that is done. values, advantages and returns are of the shape and dtype of rewards. */
+NPK_API npk_status npk_gae(const npk_array* rewards, const npk_array* values, double gamma, double lam,
+                           const npk_return_options* options, const npk_array* advantages,
+                           const npk_array* returns);
+
+/* ---- perturbations ----
+ *
+ * x (B, ...) any floating dtype, any strides, as grad, center and y, which have its shape and dtype; the
+ * first axis counts the B samples, and norms are taken over all that is behind it. y may be the very same
+ * memory as x, grad or center. Lengths and radii are in the units of x. */
+
+typedef enum npk_norm {
+  NPK_NORM_INF = 0, /* the largest entry */
+  NPK_NORM_ONE = 1,
+  NPK_NORM_TWO = 2
+} npk_norm;
+
+/* Start with NPK_STEP_OPTIONS_INIT. What a function does not use must be 0. */
+typedef struct npk_step_options {
+  size_t size;      /* sizeof(npk_step_options) */
+  int32_t norm;     /* an npk_norm */
+  int32_t targeted; /* 1 = step against the gradient */
+  int32_t bounded;  /* 1 = low and high hold: entries are clipped to [low, high], last of all */
+  int32_t reserved; /* 0 */
+  double low;       /* <= high */
+  double high;
+  const npk_array* lows; /* compute dtype, broadcast to x; stand before low and high. NULL = the numbers */
+  const npk_array* highs;
+  const npk_array* mask; /* booleans that broadcast to x: where it is 0 the entry keeps its value and counts
+                            in no norm; NULL = everything moves */
+  const npk_array*
+      step_lengths;       /* in place of the length of the step: (B,) float64, contiguous, or with
+                             NPK_NORM_INF of the compute dtype and x's number of axes, broadcast to x */
+  const npk_array* radii; /* likewise in place of the radius of the ball */
+} npk_step_options;
+#define NPK_STEP_OPTIONS_INIT \
+  {sizeof(npk_step_options), NPK_NORM_INF, 0, 0, 0, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL}
+
+/* y = clip(x + eps sign(grad)), in one pass (FGSM); eps finite, >= 0. sign(0) = 0; where grad is NaN nothing
+ * moves. nans: NULL, or where the number of these goes. options->norm is NPK_NORM_INF. */
+NPK_API npk_status npk_sign_step(const npk_array* x, const npk_array* grad, double eps,
+                                 const npk_step_options* options, const npk_array* y, int64_t* nans);
+/* y = clip(x + step d), d of norm 1 with the largest <grad, d>: sign(grad), grad / |grad|, or for
+ * NPK_NORM_ONE all of it on the largest |grad|. A gradient of zeros moves nothing. step finite, >= 0. */
+NPK_API npk_status npk_steepest_step(const npk_array* x, const npk_array* grad, double step,
+                                     const npk_step_options* options, const npk_array* y, int64_t* nans);
+/* y = the nearest point of the ball of radius eps >= 0 (inf too) around center, clipped to the bounds; with
+ * NPK_NORM_INF and NPK_NORM_ONE the nearest point of the ball within them. center lies within the bounds. */
+NPK_API npk_status npk_project(const npk_array* x, const npk_array* center, double eps,
+                               const npk_step_options* options, const npk_array* y);
+/* npk_steepest_step without bounds, then npk_project; one pass for NPK_NORM_INF, where it is not looked at
+ * whether center lies within the bounds (y does). */
+NPK_API npk_status npk_pgd_step(const npk_array* x, const npk_array* center, const npk_array* grad,
+                                double step, double eps, const npk_step_options* options, const npk_array* y,
+                                int64_t* nans);
+/* y = a point of the ball of finite radius eps around center, uniform by volume, clipped to the bounds. The
+ * numbers come from a counter: they depend on the key and the place of an entry only. No mask. */
+NPK_API npk_status npk_random_in_ball(const npk_array* center, double eps, uint64_t key,
+                                      const npk_step_options* options, const npk_array* y);
+
 /* ------------------------------------------------------------------------------------- instruction sets,
  * threads, version */
 

@@ -130,6 +130,110 @@ static void test_attention(void) {
       }
 }
 
+/* Advantages of groups of G, by size and by ids in another order, and the gradient of the clipped loss of one
+ * token each. */
+static void test_grpo(void) {
+  enum { B = 12, G = 4 };
+  double rewards[B], a[B], by_id[B], stats[B][5];
+  float numbers[B];
+  int64_t ids[B], groups = 0;
+  fill(numbers, B);
+  for (int i = 0; i < B; ++i) rewards[i] = numbers[i], ids[i] = 100 - i / G;
+
+  const int64_t shape[] = {B, 5}, tokens[] = {B, 1};
+  const npk_array r = {rewards, shape, NULL, 1, NPK_FLOAT64}, to_a = {a, shape, NULL, 1, NPK_FLOAT64};
+  const npk_array to_by_id = {by_id, shape, NULL, 1, NPK_FLOAT64}, id = {ids, shape, NULL, 1, NPK_INT64};
+  const npk_array to_stats = {stats, shape, NULL, 2, NPK_FLOAT64};
+  check(npk_group_advantages(&r, G, NULL, NULL, &to_a, NULL, NULL, NULL), "group_advantages");
+  check(npk_group_advantages(&r, 0, &id, NULL, &to_by_id, &to_stats, NULL, &groups), "group_advantages");
+  expect(groups == B / G, "number of groups");
+  for (int g = 0; g < B / G; ++g) {
+    double mean = 0, square = 0;
+    for (int i = 0; i < G; ++i) mean += rewards[g * G + i] / G;
+    for (int i = 0; i < G; ++i) square += (rewards[g * G + i] - mean) * (rewards[g * G + i] - mean);
+    const double deviation = sqrt(square / (G - 1));
+    expect_close(stats[g][1], mean, "mean of a group");
+    expect_close(stats[g][2], deviation, "deviation of a group");
+    for (int i = g * G; i < (g + 1) * G; ++i) {
+      expect_close(a[i], (rewards[i] - mean) / (deviation + 1e-4), "advantage");
+      expect_close(by_id[i], a[i], "advantage by id");
+    }
+  }
+
+  double logp[B], old_logp[B], dlogp[B], loss = 0;
+  for (int i = 0; i < B; ++i) old_logp[i] = -1, logp[i] = -1 + 0.1 * rewards[i];
+  const npk_array now = {logp, tokens, NULL, 2, NPK_FLOAT64}, old = {old_logp, tokens, NULL, 2, NPK_FLOAT64};
+  const npk_array grad = {dlogp, tokens, NULL, 2, NPK_FLOAT64};
+  npk_policy_options options = NPK_POLICY_OPTIONS_INIT;
+  npk_policy_metrics metrics = NPK_POLICY_METRICS_INIT;
+  options.aggregate = NPK_TOKEN_MEAN;
+  options.clip_low = options.clip_high = 0.05;
+  check(npk_policy_loss(&now, &old, &to_a, &options, &metrics, &grad), "policy_loss");
+  for (int i = 0; i < B; ++i) {
+    const double ratio = exp(logp[i] - old_logp[i]), clipped = fmin(fmax(ratio, 0.95), 1.05);
+    const int free = ratio * a[i] <= clipped * a[i];
+    loss -= (free ? ratio : clipped) * a[i] / B;
+    expect_close(dlogp[i], free ? -ratio * a[i] / B : 0, "dlogp");
+  }
+  expect_close(metrics.loss, loss, "policy loss");
+  expect(metrics.tokens == B && metrics.sequences == B && isnan(metrics.kl), "metrics");
+
+  options.clip_low = -1;
+  metrics.loss = 42;
+  expect(npk_policy_loss(&now, &old, &to_a, &options, &metrics, &grad) == NPK_BAD_VALUE,
+         "status of a negative range");
+  expect(strcmp(npk_bad_argument(), "clip_low") == 0 && metrics.loss == 42, "a loss that was refused");
+}
+
+/* Steps on the loss sum(w x) in the box [0, 1], by the norm inf and by the norm 2. */
+static void test_perturb(void) {
+  enum { B = 3, D = 50 };
+  static float x[B][D], w[B][D], y[B][D];
+  fill(&x[0][0], B * D);
+  fill(&w[0][0], B * D);
+  w[1][7] = NAN;
+  for (int b = 0; b < B; ++b)
+    for (int d = 0; d < D; ++d) x[b][d] = 0.25f * x[b][d] + 0.5f;
+
+  const int64_t shape[] = {B, D};
+  const npk_array ax = {x, shape, NULL, 2, NPK_FLOAT32}, aw = {w, shape, NULL, 2, NPK_FLOAT32};
+  const npk_array ay = {y, shape, NULL, 2, NPK_FLOAT32};
+  int64_t nans = -1;
+  npk_step_options options = NPK_STEP_OPTIONS_INIT;
+  options.bounded = 1;
+  options.high = 1;
+  check(npk_sign_step(&ax, &aw, 0.125, &options, &ay, &nans), "sign_step");
+  expect(nans == 1, "number of NaN");
+  for (int b = 0; b < B; ++b)
+    for (int d = 0; d < D; ++d) {
+      const double moved = x[b][d] + (w[b][d] > 0 ? 0.125 : w[b][d] < 0 ? -0.125 : 0);
+      expect_close(y[b][d], fmin(fmax(moved, 0), 1), "sign_step");
+    }
+
+  options.norm = NPK_NORM_TWO;
+  check(npk_pgd_step(&ax, &ax, &aw, 10, 0.01, &options, &ay, NULL), "pgd_step");
+  for (int b = 0; b < B; ++b) {
+    double length = 0, gain = 0, distance = 0;
+    for (int d = 0; d < D; ++d) {
+      if (isnan(w[b][d])) continue;
+      length += (double)w[b][d] * w[b][d];
+      gain += (double)w[b][d] * (y[b][d] - x[b][d]);
+      distance += (double)(y[b][d] - x[b][d]) * (y[b][d] - x[b][d]);
+    }
+    expect(sqrt(distance) <= 0.01 * (1 + 1e-5), "distance of pgd_step");
+    expect(gain <= 0.01 * sqrt(length) * (1 + 1e-4), "gain of pgd_step");
+    expect(gain >= 0.9 * 0.01 * sqrt(length), "gain of pgd_step where few entries meet the box");
+  }
+
+  options.bounded = 0;
+  check(npk_random_in_ball(&ax, 0.5, 7, &options, &ay), "random_in_ball");
+  for (int b = 0; b < B; ++b) {
+    double distance = 0;
+    for (int d = 0; d < D; ++d) distance += (double)(y[b][d] - x[b][d]) * (y[b][d] - x[b][d]);
+    expect(sqrt(distance) > 0.4 && sqrt(distance) <= 0.5 * (1 + 1e-5), "random_in_ball");
+  }
+}
+
 static void test_settings(void) {
   int before = -1;
   expect(npk_isa_supported(npk_isa()), "the ISA in use");
@@ -143,7 +247,10 @@ int main(void) {
   test_softmax();
   test_tokens();
   test_attention();
+  test_grpo();
+  test_perturb();
   test_settings();
-  printf("npkernels %s: softmax, token statistics and attention agree with plain loops\n", npk_version());
+  printf("npkernels %s: softmax, tokens, attention, GRPO and perturbations agree with plain loops\n",
+         npk_version());
   return 0;
 }
