@@ -133,7 +133,7 @@ def _from_dlpack(foreign: Any) -> Any:
     if hasattr(foreign, "__array_namespace__"):
         return foreign.__array_namespace__().from_dlpack
     for base in type(foreign).__mro__:  # a subclass may be defined anywhere
-        package = sys.modules.get(base.__module__.partition(".")[0])
+        package: Any = sys.modules.get(base.__module__.partition(".")[0])
         if hasattr(package, "from_dlpack"):
             return package.from_dlpack
     raise TypeError(

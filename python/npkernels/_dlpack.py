@@ -50,7 +50,7 @@ class Retyped:
 def bfloat16_to_numpy(x: Any) -> npt.NDArray[Any] | None:
     """Return the array of another library as one of ml_dtypes.bfloat16; None if it is not of bfloat16."""
     integers = Retyped(x, _BFLOAT, _UINT)
-    array = np.from_dlpack(integers)  # type: ignore[arg-type]
+    array: npt.NDArray[Any] = np.from_dlpack(integers)
     if not integers.changed:
         return None
     try:
@@ -59,7 +59,8 @@ def bfloat16_to_numpy(x: Any) -> npt.NDArray[Any] | None:
         raise ImportError(
             "npkernels: bfloat16 needs ml_dtypes >= 0.5, NumPy's dtype for it; pip install 'npkernels[bfloat16]'"
         ) from error
-    return array.view(ml_dtypes.bfloat16)
+    view: npt.NDArray[Any] = array.view(ml_dtypes.bfloat16)
+    return view
 
 
 def bfloat16_from_numpy(array: npt.NDArray[Any]) -> Retyped:
