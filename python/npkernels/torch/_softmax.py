@@ -33,6 +33,8 @@ def _rows(x: Tensor, axis: int, *rest: Any) -> Tensor:
 
 def _contiguous(function: Any, x: Tensor, *rest: Tensor, **options: Any) -> Tensor:
     """Call a function whose result is made in the order of memory that the operators promise."""
+    if all(a.is_contiguous() for a in rest):
+        return to_torch(function(*(to_numpy(a) for a in rest), **options))
     y = torch.empty(x.shape, dtype=x.dtype)
     function(*(to_numpy(a) for a in rest), **options, out=to_numpy(y))
     return y
