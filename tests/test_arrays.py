@@ -246,3 +246,58 @@ def test_torch_that_cannot_be_read_says_so(torch):
     for bad in (torch.zeros(3, requires_grad=True), torch.zeros(3, device="meta")):
         with pytest.raises(TypeError, match=r"^softmax: a torch.*cannot be read"):
             npkernels.softmax(bad)
+
+
+class OnDevice(Exported):
+    """An array that is not in CPU memory."""
+
+    device = "cuda:0"
+
+    def __dlpack__(self, **kwargs):
+        raise BufferError("no copy")
+
+    def __dlpack_device__(self):
+        return (2, 0)
+
+
+def test_an_array_on_a_device_says_so():
+    x = OnDevice(np.zeros(3))
+    with pytest.raises(TypeError, match=r"^softmax: a .*OnDevice cannot be read .*on device cuda:0: copy it"):
+        npkernels.softmax(x)
+
+
+def test_results_of_a_kind_that_cannot_be_made():
+    class Readable(Exported):
+        __array_namespace__ = property()  # no such attribute
+
+    with pytest.raises(TypeError, match=r"npkernels: a .*Readable came in, but .*np.from_dlpack\(x\)"):
+        npkernels.softmax(Readable(np.zeros(3)))
+
+
+@pytest.mark.parametrize("make_sparse", ["csr_matrix", "csr_array", "coo_array"])
+def test_a_sparse_array_says_so(make_sparse):
+    sparse = getattr(pytest.importorskip("scipy.sparse"), make_sparse)(np.eye(3))
+    for name, call in {
+        "softmax": lambda: npkernels.softmax(sparse),
+        "attention": lambda: npkernels.attention(sparse, sparse, sparse),
+        "token_log_probs": lambda: npkernels.token_log_probs(np.eye(3), sparse),
+        "cross_entropy": lambda: npkernels.cross_entropy(sparse, [0, 1, 2]),
+        "spectral_norm": lambda: npkernels.lipschitz.spectral_norm(sparse),
+        "sign_step": lambda: npkernels.perturb.sign_step(sparse, sparse, 0.1),
+    }.items():
+        with pytest.raises(
+            TypeError, match=rf"^{name}: \w+ is a scipy.sparse.*{make_sparse}, which is sparse"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_only_arrays_of_another_library(name):
+    def frozen(array):
+        array = array.copy()
+        array.flags.writeable = False
+        return array if array.dtype == bool else Exported(array)
+
+    call = make(name, 20, "float32")
+    for one, other in zip(leaves(call.mapped(frozen)()), flat(call()), strict=True):
+        assert one.array.tobytes() == other.tobytes()

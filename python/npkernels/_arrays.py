@@ -11,7 +11,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from npkernels import _checked
+from npkernels import _checked, _dlpack
 from npkernels._grpo_types import GroupAdvantages
 
 ndarray = np.ndarray
@@ -71,12 +71,35 @@ def _to_numpy(function: str, value: Any) -> Any:
     if not _is_foreign(value):
         return value
     try:
+        if str(getattr(value, "dtype", "")).endswith("bfloat16"):
+            array = _dlpack.bfloat16_to_numpy(value)
+            if array is not None:
+                return array
         return np.from_dlpack(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        kind = f"{type(value).__module__}.{type(value).__name__}"
         raise TypeError(
-            f"{function}: a {kind} cannot be read in CPU memory ({error}); expected a CPU array"
+            f"{function}: a {_kind(value)} cannot be read in CPU memory ({_why_not(value, error)}); "
+            "expected a CPU array"
         ) from error
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _why_not(value: Any, error: Exception) -> str:
+    """Say what DLPack leaves to be guessed."""
+    if getattr(value, "requires_grad", False) is True:
+        return "it requires grad: pass x.detach(), or use npkernels.torch, which has derivatives"
+    if "sparse" in str(getattr(value, "layout", "")):
+        return "it is sparse: pass x.to_dense()"
+    try:
+        on_cpu = value.__dlpack_device__()[0] == 1
+    except Exception:
+        on_cpu = False
+    if not on_cpu:
+        return f"it is on device {getattr(value, 'device', 'unknown')}: copy it to the CPU first"
+    return str(error)
 
 
 def _to_kind(result: Any, foreign: Any, out: Any = None) -> Any:
@@ -94,11 +117,29 @@ def _to_kind(result: Any, foreign: Any, out: Any = None) -> Any:
     for given in out if isinstance(out, tuple | list) else (out,):
         if given is not None and np.shares_memory(result, _to_numpy("out", given)):
             return given
+    array = np.asarray(result)
+    return _from_dlpack(foreign)(_dlpack.bfloat16_from_numpy(array) if is_bfloat16(array.dtype) else array)
+
+
+def same_kind(result: R, *inputs: Any) -> R:
+    """Return the result as the kind of array that the first input is which is not NumPy's."""
+    foreign = next((x for x in inputs if _is_foreign(x)), None)
+    kind: R = result if foreign is None else _to_kind(result, foreign)
+    return kind
+
+
+def _from_dlpack(foreign: Any) -> Any:
+    """Return the function that makes an array of the kind that `foreign` is."""
     if hasattr(foreign, "__array_namespace__"):
-        namespace = foreign.__array_namespace__()
-    else:
-        namespace = sys.modules[type(foreign).__module__.partition(".")[0]]
-    return namespace.from_dlpack(np.asarray(result))
+        return foreign.__array_namespace__().from_dlpack
+    for base in type(foreign).__mro__:  # a subclass may be defined anywhere
+        package: Any = sys.modules.get(base.__module__.partition(".")[0])
+        if hasattr(package, "from_dlpack"):
+            return package.from_dlpack
+    raise TypeError(
+        f"npkernels: a {_kind(foreign)} came in, but neither it (__array_namespace__) nor its package has a "
+        "from_dlpack to make results of its kind; pass np.from_dlpack(x)"
+    )
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -135,9 +176,12 @@ def plain(function: str, name: str, x: Any) -> Array:
             f"{function}: {name} is a masked array; pass its data, and ~mask as the `mask` argument"
         )
     try:
-        return np.asarray(_to_numpy(function, x))
+        array = np.asarray(_to_numpy(function, x))
     except ValueError as error:  # ragged lists
         raise ValueError(f"{function}: {name} is not a rectangular array: {error}") from error
+    if array.dtype == object and hasattr(x, "toarray"):
+        raise TypeError(f"{function}: {name} is a {_kind(x)}, which is sparse; pass x.toarray()")
+    return array
 
 
 def boolean(function: str, name: str, x: Any) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, floating
+from npkernels._arrays import Array, floating, same_kind
 from npkernels.lipschitz._local import gradient_of, samples_of, slopes_of, values_of
 from npkernels.perturb._attack import distance, in_dtype, positive
 from npkernels.perturb._steps import Norm, steepest_step
@@ -96,7 +96,7 @@ def tangent_basis(
             raise ValueError(f"{name}: dim is {dim}; the neighbours span {rank} directions")
         q = rank
     basis = (vectors[:, :q] / np.sqrt(values[:q])).T @ centred
-    return np.asarray(basis.reshape(q, *point.shape))
+    return same_kind(np.asarray(basis.reshape(q, *point.shape)), x, neighbors)
 
 
 def _nearest(point: Array, pool: Array, k: int) -> Array:
@@ -142,7 +142,7 @@ def split(delta: ArrayLike, basis: ArrayLike) -> tuple[Array, Array]:
         )
     flat = rows.reshape(len(rows), -1)
     tangent = ((d.reshape(-1, flat.shape[1]) @ flat.T) @ flat).reshape(d.shape)
-    return tangent, d - tangent
+    return same_kind((tangent, d - tangent), delta, basis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,4 +334,4 @@ def off_manifold(score: ArrayLike, delta: ArrayLike, kappa: float) -> Array:
         )
     if not isinstance(kappa, int | float | np.integer | np.floating) or np.isnan(kappa):
         raise TypeError(f"{name}: kappa is {kappa!r}; expected a number")
-    return np.asarray((s * d).reshape(len(s), -1).sum(axis=1) > kappa)
+    return same_kind(np.asarray((s * d).reshape(len(s), -1).sum(axis=1) > kappa), score, delta)

@@ -1,0 +1,114 @@
+"""Tensors as NumPy arrays and back, on the same memory, and what a tensor must be to go in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from npkernels._arrays import Array
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_BFLOAT16: np.dtype[Any] | None = None
+
+
+def bfloat16() -> np.dtype[Any]:
+    """NumPy's dtype of bfloat16, from ml_dtypes."""
+    global _BFLOAT16
+    if _BFLOAT16 is None:
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ImportError(
+                "npkernels: torch.bfloat16 needs ml_dtypes >= 0.5, NumPy's dtype for it; "
+                "pip install 'npkernels[bfloat16]'"
+            ) from error
+        _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+    return _BFLOAT16
+
+
+def to_numpy(x: Tensor) -> Array:
+    """Return an array on the memory of x."""
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype is torch.bfloat16:
+        return x.view(torch.uint16).numpy().view(bfloat16())
+    array: Array = x.numpy()
+    return array
+
+
+def numpy_or_none(x: Tensor | None) -> Array | None:
+    """Return None for None."""
+    return None if x is None else to_numpy(x)
+
+
+def to_torch(x: Any) -> Tensor:
+    """Return a tensor on the memory of an array or NumPy scalar."""
+    array = np.asarray(x)
+    if (
+        array.dtype.kind == "V" or array.dtype.num >= 256
+    ):  # bfloat16, the one dtype of ours that is not NumPy's
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def floats(function: str, **tensors: Tensor | None) -> None:
+    """Raise unless these are floating tensors in CPU memory, or None."""
+    for name, x in tensors.items():
+        if x is not None:
+            on_cpu(function, name, x)
+            if x.dtype not in FLOATS:
+                raise TypeError(
+                    f"{function}: {name} has dtype {x.dtype}; expected torch.float32, float64, float16 or bfloat16"
+                )
+
+
+def others(function: str, **tensors: Tensor | None) -> None:
+    """Raise unless these are tensors in CPU memory that no derivative is asked of, or None."""
+    for name, x in tensors.items():
+        if x is not None:
+            on_cpu(function, name, x)
+            if x.requires_grad and torch.is_grad_enabled():
+                raise TypeError(
+                    f"{function}: {name} requires grad, and has no derivative here; pass {name}.detach()"
+                )
+
+
+def on_cpu(function: str, name: str, x: Any) -> None:
+    """Raise unless x is an ordinary tensor in CPU memory."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{function}: {name} is a {type(x).__module__}.{type(x).__qualname__}; expected a torch.Tensor "
+            "(npkernels itself takes any kind of array)"
+        )
+    if x.device.type != "cpu":
+        raise TypeError(f"{function}: {name} is on device {x.device}; expected a CPU tensor: {name}.cpu()")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{function}: {name} has layout {x.layout}; expected a dense tensor")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def dense_strides(sizes: Any, strides: Any) -> list[int]:
+    """Strides of new memory: the last axis contiguous, the others in the order of the given strides."""
+    n = len(sizes)
+    order = sorted(range(n - 1), key=lambda axis: -strides[axis])
+    dense, step = [1] * n, max(sizes[-1], 1)
+    for axis in reversed(order):
+        dense[axis] = step
+        step = step * max(sizes[axis], 1)
+    return dense
+
+
+def new_dense(sizes: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return memory of those sizes, ordered as `like` is; of as many axes."""
+    if like.is_contiguous():
+        return torch.empty(sizes, dtype=dtype or like.dtype, device=like.device)
+    return torch.empty_strided(
+        sizes, dense_strides(sizes, like.stride()), dtype=dtype or like.dtype, device=like.device
+    )
