@@ -13,6 +13,7 @@ import pathlib
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,10 @@ def main() -> None:
 
     import npkernels
 
+    warnings.filterwarnings(
+        "ignore", "`past_key_values` is deprecated", FutureWarning
+    )  # the name before 5.24
+    transformers.logging.disable_progress_bar()
     if options.threads:
         torch.set_num_threads(options.threads)
         npkernels.set_num_threads(options.threads)

@@ -246,5 +246,6 @@ def _turned(x: Array, lengths: Array, tables: dict[str, Any], *, moving: bool) -
     """Turn (B, S, H, D) by the angles of its positions."""
     positions = lengths[:, None] + (np.arange(x.shape[1]) if moving else np.zeros(x.shape[1], np.int64))
     dim = 2 * np.shape(tables["cos"])[-1]
-    result: Array = rotary_embedding(x.swapaxes(1, 2), positions, rotary_dim=dim, **tables)
-    return result.swapaxes(1, 2)
+    result: Any = rotary_embedding(x.swapaxes(1, 2), positions, rotary_dim=dim, **tables)
+    turned: Array = result.swapaxes(1, 2)
+    return turned

@@ -127,6 +127,8 @@ def dense(
     options = options_of(function, scale, causal, window, softcap, alibi_slopes)
     options["q_offset"] = k.shape[1] - q.shape[1]
     dropped = _dropout(function, dropout_p, tensor)
+    out: Any
+    lse: Any
     if tensor:
         from npkernels._torch_attention import _autograd_attention
 
@@ -146,6 +148,8 @@ def dense(
         q, k = as_numpy(function, "q", q), as_numpy(function, "k", k)
         keys = k.shape[2]
         one_hot = np.broadcast_to(np.eye(keys, dtype=q.dtype), (*k.shape[:2], keys, keys))
+        kept: Any
+        all_of_them: Any
         kept, all_of_them = (attention(q, k, one_hot, **options, **more) for more in (dropped, {}))
         probs = np.where(kept == 0, -all_of_them, all_of_them)
     return out, lse, as_given(probs, tensor)
@@ -196,6 +200,7 @@ def packed(
         k, v = (as_given(x.reshape(-1, *x.shape[2:])[rows], tensor) for x in (k, v))
         q = q.detach() if tensor else q
     check_shapes(function, q, k, v, "(total, H, D)")
+    out: Any
     lse: Any
     if tensor:
         from npkernels._torch_attention import _autograd_attention
@@ -204,7 +209,7 @@ def packed(
             function, q, k, v, cu_seqlens=(starts[0], starts[1]), return_lse=want_probs, **dropped, **options
         )
     else:
-        result = attention_varlen(q, k, v, *starts, return_lse=want_probs, **options)
+        result = attention_varlen(q, k, v, starts[0], starts[1], return_lse=want_probs, **options)
         out, lse = result if want_probs else (result, None)
     if not want_probs:
         return out
@@ -215,8 +220,10 @@ def packed(
         one_hot = np.zeros((len(k), 1, int(longest[1])), q.dtype)
         one_hot[np.arange(len(k)), 0, own] = 1
         one_hot = np.broadcast_to(one_hot, (len(k), k.shape[1], one_hot.shape[2]))
+        kept: Any
+        all_of_them: Any
         kept, all_of_them = (
-            attention_varlen(q, k, one_hot, *starts, **options, **more) for more in (dropped, {})
+            attention_varlen(q, k, one_hot, starts[0], starts[1], **options, **more) for more in (dropped, {})
         )
         signed = np.where(kept == 0, -all_of_them, all_of_them)
         probs = np.zeros((len(keys), q.shape[1], int(longest[0]), int(longest[1])), q.dtype)

@@ -87,7 +87,8 @@ def _autograd_attention(
     """
     given = (q, k, v, bias, sinks)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
-        out, lse = _Attention.apply(function, *given, cu_seqlens, options)
+        node: Any = _Attention.apply
+        out, lse = node(function, *given, cu_seqlens, options)
         return out, (lse if return_lse else None)
     arrays = _arrays(function, *given)
     result = _forward(arrays, cu_seqlens, options, return_lse)
@@ -96,7 +97,7 @@ def _autograd_attention(
     return to_torch(result), None
 
 
-def _arrays(function: str, *tensors: torch.Tensor | None) -> list[Array | None]:
+def _arrays(function: str, *tensors: torch.Tensor | None) -> list[Any]:
     names = ("q", "k", "v", "bias", "sinks")
     return [
         None if x is None else to_numpy(function, name, x) for name, x in zip(names, tensors, strict=True)
@@ -135,10 +136,13 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-        q, k, v, bias, sinks, out, lse = ctx.saved_tensors
         function, cu_seqlens = ctx.function, ctx.cu_seqlens
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{function}: a gradient that is differentiable itself was asked for; expected create_graph=False"
+            )
+        q, k, v, bias, sinks, out, lse = ctx.saved_tensors
         arrays = _arrays(function, q, k, v, bias, sinks)
         dout = torch.zeros_like(out) if dout is None else dout
         common = {
@@ -148,12 +152,12 @@ class _Attention(torch.autograd.Function):
             **ctx.options,
         }
         saved = [to_numpy(function, "out", out), to_numpy(function, "lse", lse)]
-        dout = to_numpy(function, "dout", dout.to(q.dtype))
+        cotangent = to_numpy(function, "dout", dout.to(q.dtype))
         if cu_seqlens is None:
             want = bool(ctx.needs_input_grad[4])
-            grads = attention_vjp(dout, *arrays[:3], *saved, bias=arrays[3], want_dbias=want, **common)
+            grads = attention_vjp(cotangent, *arrays[:3], *saved, bias=arrays[3], want_dbias=want, **common)
         else:
-            grads = attention_varlen_vjp(dout, *arrays[:3], *saved, *cu_seqlens, **common)
+            grads = attention_varlen_vjp(cotangent, *arrays[:3], *saved, *cu_seqlens, **common)
         found = [to_torch(x) for x in (grads.dq, grads.dk, grads.dv)]
         dbias = None if grads.dbias is None else to_torch(grads.dbias)
         dsinks = None if grads.dsinks is None else to_torch(grads.dsinks).to(sinks.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
+from transformers.utils.import_utils import is_tracing
 
 
 class PatternMask(torch.Tensor):
@@ -16,16 +17,16 @@ class PatternMask(torch.Tensor):
     Query i stands at position p = i + offset, key j at position j. The pair is allowed where j >= p - left and
     j <= p + right (-1 = open on that side), and where `padding`, if any, is True for key j.
 
-    Attention reads the rule. Every operation of PyTorch sees an ordinary tensor, which is made the first time; once
-    something was written into that one, also through a view, there is no rule any more.
+    Attention reads the rule. Every operation of PyTorch sees an ordinary tensor, which is made the first time. An
+    operation that writes into it, or gives away a view through which others may, ends the rule.
     """
 
     offset: int
     left: int
     right: int
     padding: torch.Tensor | None  # (B, K)
+    is_rule: bool  # whether the rule still says what the mask is
     _dense: torch.Tensor | None
-    _written: int
     _options: dict[str, Any] | None
 
     @staticmethod
@@ -38,14 +39,17 @@ class PatternMask(torch.Tensor):
         padding: torch.Tensor | None,
     ) -> PatternMask:
         """Make the mask of this shape and rule."""
-        self: PatternMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device="cpu")
+        self: PatternMask = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=torch.bool, device=torch.device("cpu")
+        )
         self.offset, self.left, self.right, self.padding = offset, left, right, padding
-        self._dense, self._written, self._options = None, 0, None
+        self.is_rule, self._dense, self._options = True, None, None
         return self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # results are ordinary tensors
+    # results are ordinary tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say the rule, or the values if they were written."""
         if not self.is_rule:
             return f"PatternMask({self.values_now()!r})"
@@ -53,17 +57,22 @@ class PatternMask(torch.Tensor):
         return f"PatternMask({tuple(self.shape)}, offset={self.offset}, left={self.left}, right={self.right}{padded})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Do the operation on the values."""
-        args, kwargs = tree_map_only(cls, cls.values_now, (args, kwargs or {}))
-        return operation(*args, **kwargs)
+        masks: list[PatternMask] = []
 
-    @property
-    def is_rule(self) -> bool:
-        """Whether the rule still says what the mask is."""
-        return self._dense is None or self._dense._version == self._written
+        def values(mask: PatternMask) -> torch.Tensor:
+            masks.append(mask)
+            return mask.values_now()
+
+        result = operation(*tree_map_only(cls, values, args), **tree_map_only(cls, values, kwargs or {}))
+        schema = operation._schema
+        if schema.is_mutable or any(returned.alias_info is not None for returned in schema.returns):
+            for mask in masks:
+                mask.is_rule = False
+        return result
 
     def options(self) -> dict[str, Any]:
         """Return the rule as options of `attention`, the same ones for all layers."""
@@ -82,16 +91,14 @@ class PatternMask(torch.Tensor):
         """Return the values as an ordinary tensor, the same one each time."""
         if self._dense is None:
             batch, _, queries, keys = self.shape
-            with torch.inference_mode(False):  # else nothing counts the writes
-                behind = (self.offset + torch.arange(queries))[:, None] - torch.arange(keys)
-                seen = torch.ones(queries, keys, dtype=torch.bool)
-                if self.left >= 0:
-                    seen &= behind <= self.left
-                if self.right >= 0:
-                    seen &= behind >= -self.right
-                seen = seen.expand(batch, 1, queries, keys)
-                self._dense = seen.clone() if self.padding is None else seen & self.padding[:, None, None, :]
-            self._written = self._dense._version
+            behind = (self.offset + torch.arange(queries))[:, None] - torch.arange(keys)
+            seen = torch.ones(queries, keys, dtype=torch.bool)
+            if self.left >= 0:
+                seen &= behind <= self.left
+            if self.right >= 0:
+                seen &= behind >= -self.right
+            seen = seen.expand(batch, 1, queries, keys)
+            self._dense = seen.clone() if self.padding is None else seen & self.padding[:, None, None, :]
         return self._dense
 
 
@@ -107,7 +114,7 @@ def npkernels_mask(
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
     **kwargs: Any,
-) -> torch.Tensor | None:
+) -> torch.Tensor:
     """Make the mask of a forward pass: the mask function that goes with `npkernels_attention`.
 
     Called by Transformers, with the arguments of `transformers.masking_utils.sdpa_mask`. A causal mask, a sliding
@@ -119,19 +126,14 @@ def npkernels_mask(
         q_length, q_offset = len(cache_position), cache_position[:1].sum()
     if q_length is None:
         raise TypeError("npkernels_mask: q_length is missing; expected the number of queries")
-    if masking_utils.is_tracing(attention_mask) or masking_utils.is_tracing(q_offset):
-        pattern = None
-    else:
-        first = int(q_offset)
-        plain = allow_is_causal_skip or allow_is_bidirectional_skip
-        shape = (batch_size, 1, q_length, kv_length)
-        sides = _sides(mask_function, shape, first, int(kv_offset), local_size if plain else None)
-        pattern = None
+    if not (is_tracing(attention_mask) or is_tracing(q_offset)):
+        shape, first, kv_offset = (batch_size, 1, q_length, kv_length), int(q_offset), int(kv_offset)
+        plain = allow_is_causal_skip or allow_is_bidirectional_skip  # nothing was added to the rule
+        sides = _sides(mask_function, shape, first, kv_offset, local_size if plain else None)
         if sides is not None:
-            padding = _padding(attention_mask, kv_length, int(kv_offset))
-            pattern = PatternMask(shape, first - int(kv_offset), *sides, padding)
-    if pattern is not None:
-        return pattern
+            return PatternMask(
+                shape, first - kv_offset, *sides, _padding(attention_mask, kv_length, kv_offset)
+            )
     if cache_position is None:
         kwargs["q_length"], kwargs["q_offset"] = q_length, q_offset
     dense: torch.Tensor | None = masking_utils.sdpa_mask(
@@ -145,6 +147,7 @@ def npkernels_mask(
         allow_is_bidirectional_skip=False,
         **kwargs,
     )
+    assert dense is not None  # which only happens where it may be skipped
     return dense
 
 
@@ -186,6 +189,6 @@ def _padding(attention_mask: torch.Tensor | None, keys: int, kv_offset: int) -> 
     """Return which keys (B, K) are no padding; None if all."""
     if attention_mask is None:
         return None
-    present = masking_utils.prepare_padding_mask(attention_mask, keys, kv_offset)
+    present: Any = masking_utils.prepare_padding_mask(attention_mask, keys, kv_offset)
     present = present[:, kv_offset : kv_offset + keys].to(torch.bool)
     return None if bool(present.all()) else present

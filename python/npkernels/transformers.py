@@ -54,14 +54,15 @@ def register(name: str = "npkernels") -> None:
     """
     if not isinstance(name, str):
         raise TypeError(f"register: name is {name!r}; expected a string")
-    current = AttentionInterface().get(name)
+    known: Any = AttentionInterface
+    current = known().get(name)
     if name == "eager" or current not in (None, npkernels_attention):
         raise ValueError(f"register: name is {name!r}, which is taken; expected another, such as 'npkernels'")
     AttentionInterface.register(name, npkernels_attention)
     AttentionMaskInterface.register(name, npkernels_mask)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def npkernels_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
