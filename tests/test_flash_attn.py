@@ -3,6 +3,8 @@
 import inspect
 import itertools
 import math
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -537,3 +539,13 @@ def test_without_pytorch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "1.0\n"
+
+
+def test_the_examples_of_the_page():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "flash-attn.md").read_text()
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(example, names)
+    assert names["out"].shape == (2, 1, 8, 64)
+    assert names["pages"][0, 0, 255].any()
+    assert names["pages"][0, 5, 17].any()

@@ -1,5 +1,7 @@
 """Models of Hugging Face Transformers with random weights: attention by npkernels against "eager"."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -457,3 +459,10 @@ def test_what_is_missing_is_said(missing):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "transformers>=5.0,<6 (pip install 'npkernels[transformers]')" in result.stdout
+
+
+def test_the_example_of_the_page():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "transformers.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    assert names["model"](tokens()).logits.shape == (3, LENGTH, 100)
