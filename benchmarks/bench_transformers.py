@@ -71,35 +71,32 @@ def timed_attention() -> dict[str, Timed]:
 
 
 def in_turns(
-    model: Any, clocks: dict[str, Timed], work: Callable[[], Any], rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Median seconds of the work and of the attention in it, by library, after one round that is not counted."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in LIBRARIES}
+    model: Any,
+    clocks: dict[str, Timed],
+    works: dict[str, tuple[str, Callable[[], Any]]],
+    rounds: int,
+    per: int,
+) -> None:
+    """Print the median milliseconds of each work and of the attention in it, after one round that is not counted."""
+    times: dict[str, list[tuple[float, float]]] = {what: [] for what in works}
     for i in range(rounds + 1):
-        for name in LIBRARIES if i % 2 else reversed(LIBRARIES):
-            model.set_attn_implementation(f"timed_{name}")
-            clocks[name].seconds = 0.0
+        for what, (library, work) in works.items():
+            model.set_attn_implementation(f"timed_{library}")
+            clocks[library].seconds = 0.0
             start = time.perf_counter()
             work()
             if i:
-                times[name].append((time.perf_counter() - start, clocks[name].seconds))
-    return {
-        name: (statistics.median(t for t, _ in pairs), statistics.median(a for _, a in pairs))
-        for name, pairs in times.items()
+                times[what].append((time.perf_counter() - start, clocks[library].seconds))
+    medians = {
+        what: tuple(statistics.median(column) for column in zip(*rows, strict=True))
+        for what, rows in times.items()
     }
-
-
-def report(what: str, per: int, times: dict[str, tuple[float, float]]) -> None:
-    """Print milliseconds for each library, and how many times faster npkernels is."""
-    (their_all, their_attention), (our_all, our_attention) = (times[name] for name in LIBRARIES)
-    for name in LIBRARIES:
-        whole, attention = times[name]
+    first, first_attention = next(iter(medians.values()))
+    for what, (whole, attention) in medians.items():
         print(
-            f"{what:28} {name:10} {whole / per * 1e3:9.2f} ms, of it attention {attention / per * 1e3:8.2f} ms"
+            f"  {what:32} {whole / per * 1e3:8.1f} ms ({first / whole:4.2f} x as fast), of it attention "
+            f"{attention / per * 1e3:7.1f} ms ({first_attention / attention:4.2f} x)"
         )
-    print(
-        f"{what:28} faster by   {their_all / our_all:9.2f} x,  attention {their_attention / our_attention:11.2f} x"
-    )
 
 
 def main() -> None:
@@ -115,7 +112,7 @@ def main() -> None:
     import torch
     import transformers
 
-    import npkernels
+    import npkernels.transformers
 
     warnings.filterwarnings(
         "ignore", "`past_key_values` is deprecated", FutureWarning
@@ -145,21 +142,31 @@ def main() -> None:
         print(f"largest difference of the logits, relative: {error:.1e}")
         assert error < 1e-4
 
-        times = in_turns(model, clocks, lambda: model(prompt, logits_to_keep=1), options.rounds)
-        report(f"prefill of {options.prefill} tokens", 1, times)
+        print(f"prefill of {options.prefill} tokens")
+        prefill = {name: (name, lambda: model(prompt, logits_to_keep=1)) for name in LIBRARIES}
+        in_turns(model, clocks, prefill, options.rounds, 1)
 
-        cache = transformers.DynamicCache(config=model.config)
-        model(ids[:, : options.context], past_key_values=cache, logits_to_keep=1)
+        caches = {
+            "DynamicCache": transformers.DynamicCache(config=model.config),
+            "GrowingCache": npkernels.transformers.GrowingCache(config=model.config),
+        }
+        for cache in caches.values():
+            model(ids[:, : options.context], past_key_values=cache, logits_to_keep=1)
 
-        def decode() -> None:
+        def decode(cache: Any) -> None:
             token = ids[:, -1:]
             for _ in range(options.tokens):
                 logits = model(token, past_key_values=cache).logits
                 token = logits[:, -1:].argmax(-1)
             cache.crop(-options.tokens)
 
-        times = in_turns(model, clocks, decode, options.rounds)
-        report(f"a token after {options.context}", options.tokens, times)
+        print(f"a token after {options.context}")
+        works = {
+            f"{name}, {kind}": (name, lambda cache=cache: decode(cache))
+            for kind, cache in caches.items()
+            for name in LIBRARIES
+        }
+        in_turns(model, clocks, works, options.rounds, options.tokens)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Models of Hugging Face Transformers with random weights: attention by npkernels against "eager"."""
 
+import copy
 import pathlib
 import re
 import subprocess
@@ -291,6 +292,64 @@ def test_gradient_checkpointing(llama):
     finally:
         llama.eval()
         llama.gradient_checkpointing_disable()
+
+
+def test_growing_cache_generates_the_same(model):
+    mask = padding("left")
+
+    def generate(**options):
+        return model.generate(tokens(), attention_mask=mask, max_new_tokens=12, **options)
+
+    for options in ({"do_sample": False}, {"do_sample": False, "num_beams": 3}):
+        expected = by(model, "npkernels", lambda given=options: generate(**given))
+        found = generate(past_key_values=door.GrowingCache(config=model.config), **options)
+        assert torch.equal(found, expected)
+        model.set_attn_implementation("eager")
+        assert torch.equal(generate(past_key_values=door.GrowingCache(), **options), expected)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_growing_cache_is_a_dynamic_cache(inference):
+    """Append, crop, copy, select, repeat, reset, in any order; and room that was made elsewhere."""
+    ours, theirs = door.GrowingCache(), transformers.DynamicCache()
+    generator = torch.Generator().manual_seed(0)
+
+    def both(change):
+        for cache in (ours, theirs):
+            change(cache)
+        for a, b in zip(ours.layers, theirs.layers, strict=True):
+            assert torch.equal(a.keys, b.keys)
+            assert torch.equal(a.values, b.values)
+
+    def append(batch=2, count=3, grad=False):
+        new = [torch.randn(batch, 2, count, 4, generator=generator, requires_grad=grad) for _ in range(2)]
+        both(lambda cache: [cache.update(*new, layer) for layer in range(2)])
+
+    append(count=70)
+    with torch.inference_mode(inference):
+        before = ours.layers[0].keys
+        append()
+        assert ours.layers[0].keys.data_ptr() == before.data_ptr()  # in place
+        append(count=100)
+        both(lambda cache: cache.crop(-5))
+        append()
+        clone = copy.deepcopy(ours)
+        append()
+        assert clone.get_seq_length() == ours.get_seq_length() - 3
+        clone.update(torch.zeros(2, 2, 3, 4), torch.zeros(2, 2, 3, 4), 0)
+        append()
+        both(lambda cache: cache.reorder_cache(torch.tensor([1, 1])))
+        append()
+        both(lambda cache: cache.batch_repeat_interleave(2))
+        append(batch=4)
+        both(lambda cache: cache.batch_select_indices(torch.tensor([0])))
+        append(batch=1)
+    append(batch=1)
+    append(batch=1, grad=True)
+    assert ours.layers[0].keys.requires_grad
+    ours.reset()
+    ours.update(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4), 0)
+    assert ours.get_seq_length() == 1
 
 
 RULES = {

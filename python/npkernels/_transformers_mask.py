@@ -77,7 +77,16 @@ class PatternMask(torch.Tensor):
     def options(self) -> dict[str, Any]:
         """Return the rule as options of `attention`, the same ones for all layers."""
         if self._options is None:
-            found: dict[str, Any] = {"q_offset": self.offset, "window": (self.left, self.right)}
+            found: dict[str, Any] = {}
+            _, _, queries, keys = self.shape
+            left = (
+                self.left if 0 <= self.left < self.offset + queries - 1 else -1
+            )  # open, if it hides nothing
+            right = self.right if 0 <= self.right < keys - 1 - self.offset else -1
+            if (left, right, self.offset) == (-1, 0, 0):
+                found["causal"] = (queries == keys and self.padding is None) or "top_left"
+            elif (left, right) != (-1, -1):
+                found.update(q_offset=self.offset, window=(left, right))
             if self.padding is not None:
                 lengths = self.padding.sum(dim=1)
                 if torch.equal(self.padding, torch.arange(self.padding.shape[1]) < lengths[:, None]):

@@ -14,9 +14,10 @@ except ImportError as error:
     ) from error
 
 from npkernels._torch_attention import _autograd_attention, dropout_seed, to_numpy
+from npkernels._transformers_cache import GrowingCache
 from npkernels._transformers_mask import PatternMask, npkernels_mask
 
-__all__ = ["npkernels_attention", "npkernels_mask", "register"]
+__all__ = ["GrowingCache", "npkernels_attention", "npkernels_mask", "register"]
 
 _FUNCTION = "npkernels_attention"
 # What models hand over that changes the result, and that nobody here does.
@@ -142,10 +143,16 @@ def npkernels_attention(
             x.to(dtype) if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x
             for x in (query, key, value)
         )
-    options, bias = _mask_options(query, key, attention_mask)
-    if not options and bias is None:
+    if attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        options = _options_without_mask(bool(causal), query.shape[2], key.shape[2], sliding_window)
+        options, bias = (
+            _options_without_mask(bool(causal), query.shape[2], key.shape[2], sliding_window),
+            None,
+        )
+    else:
+        options, bias = _mask_options(query, key, attention_mask)
+    if scaling == query.shape[-1] ** -0.5:  # the default, for which calls are checked more quickly
+        scaling = None
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     out, _ = _autograd_attention(
@@ -165,11 +172,9 @@ def npkernels_attention(
 
 
 def _mask_options(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor | None]:
-    """Return what a mask says as options of `attention`, and as a bias; nothing of both if there is no mask."""
-    if mask is None:
-        return {}, None
+    """Return what a mask says as options of `attention`, and as a bias."""
     if isinstance(mask, PatternMask):
         if mask.is_rule and mask.shape[2:] == (query.shape[2], key.shape[2]):
             return mask.options(), None
