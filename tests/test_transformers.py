@@ -294,6 +294,7 @@ def test_gradient_checkpointing(llama):
         llama.gradient_checkpointing_disable()
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # the name before 5.24
 def test_growing_cache_generates_the_same(model):
     mask = padding("left")
 
@@ -520,8 +521,12 @@ def test_what_is_missing_is_said(missing):
     assert "transformers>=5.0,<6 (pip install 'npkernels[transformers]')" in result.stdout
 
 
-def test_the_example_of_the_page():
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # the name before 5.24
+def test_the_examples_of_the_page():
     page = (pathlib.Path(__file__).parents[1] / "docs" / "transformers.md").read_text()
     names = {}
-    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    for example in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(example, names)
+    assert 4 <= names["tokens"].shape[1] <= 8
+    assert isinstance(names["cache"], door.GrowingCache)
     assert names["model"](tokens()).logits.shape == (3, LENGTH, 100)
