@@ -27,7 +27,7 @@ def to_numpy(function: str, name: str, x: torch.Tensor) -> Array:
         raise ValueError(
             f"{function}: {name} is a {x.layout} tensor on {x.device}; expected a strided one on the CPU"
         )
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     if x.dtype is not torch.bfloat16:
         array: Array = x.numpy()
         return array
