@@ -18,8 +18,6 @@ from npkernels._attention import attention
 from npkernels._attention_grads import attention_vjp
 from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
 
-_UNSIGNED = torch.uint16 if hasattr(torch, "uint16") else torch.int16
-
 
 def to_numpy(function: str, name: str, x: torch.Tensor) -> Array:
     """View a CPU tensor as a NumPy array; bfloat16 as that of ml_dtypes."""
@@ -37,13 +35,13 @@ def to_numpy(function: str, name: str, x: torch.Tensor) -> Array:
         raise ImportError(
             f"{function}: {name} is bfloat16, which needs ml_dtypes>=0.5 (pip install 'npkernels[bfloat16]')"
         ) from error
-    return x.view(_UNSIGNED).numpy().view(bfloat16)
+    return x.view(torch.int16).numpy().view(bfloat16)
 
 
 def to_torch(x: Array) -> torch.Tensor:
     """View a NumPy array as a tensor."""
     if is_bfloat16(x.dtype):
-        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
 
 
