@@ -116,7 +116,6 @@ def test_art_with_a_radius_of_each_sample_norm_1_and_random_starts(network, samp
             "eps_step": radius / 3,
             "max_iter": 5,
             "verbose": False,
-            "batch_size": 6,
         }
         ours, theirs = (
             kind(net, **options).generate(x, labels)

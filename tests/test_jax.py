@@ -23,6 +23,14 @@ RNG = np.random.default_rng(0)
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiling is most of the time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def normal(*shape, dtype=np.float32):
     return jnp.asarray(RNG.standard_normal(shape), dtype)
 
@@ -50,8 +58,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("axis", [-1, 0, 1])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(("name", "axis"), [("softmax", -1), ("log_softmax", 0), ("logsumexp", 1)])
 def test_rows(name, axis):
     ours, other = ROWS[name]
     x, dx = normal(3, 5, 9), normal(3, 5, 9)
@@ -89,9 +96,10 @@ def test_rows_with_a_mask_and_a_temperature(name):
     close(nkj.logsumexp(x, keepdims=True), jax.nn.logsumexp(x, axis=-1, keepdims=True))
 
 
-@pytest.mark.parametrize("in_axis", [0, 1, -1])
-@pytest.mark.parametrize("out_axis", [0, 1])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    ("name", "in_axis", "out_axis"),
+    [("softmax", 0, 0), ("softmax", -1, 1), ("log_softmax", 1, 0), ("logsumexp", 1, 0), ("logsumexp", -1, 1)],
+)
 def test_rows_under_vmap(name, in_axis, out_axis):
     ours, other = ROWS[name]
     x = normal(3, 4, 5)
@@ -188,6 +196,15 @@ def test_attention_of_any_rank_under_nested_vmap(base):
     close(shared[1, 1], f(q[1, 1], k[0, 0], v[1, 0]))
 
 
+def test_jacobians():
+    q, k, v = normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4)
+    back, ahead = (jax.jit(of(nkj.attention, argnums=(0, 1, 2)))(q, k, v) for of in (jax.jacrev, jax.jacfwd))
+    expected = jax.jacrev(theirs, argnums=(0, 1, 2))(q, k, v)
+    for b, a, e in zip(back, ahead, expected, strict=True):
+        close(b, e)
+        close(a, e)
+
+
 def extras(n, B=2, Hq=4, S=7, K=9):
     """For each entry of an axis of length n: every argument that may be traced."""
     return {
@@ -222,8 +239,9 @@ def test_every_traced_argument_under_vmap_and_grad(batched):
     f = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
     in_axes = (0, None, 0, {name: axes[name] for name in differentiable}, {name: axes[name] for name in rest})
     together = jax.jit(jax.vmap(f, in_axes=in_axes))(q, k[0], v, differentiable, rest)
+    single = jax.jit(f)
     for i in range(n):
-        alone = f(q[i], k[0], v[i], take(differentiable, differentiable, i), take(rest, rest, i))
+        alone = single(q[i], k[0], v[i], take(differentiable, differentiable, i), take(rest, rest, i))
         for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             close(got[i], expected, rtol=1e-4, atol=2e-5)
 
@@ -317,6 +335,8 @@ def test_empty_arrays():
     assert nkj.softmax(jnp.zeros((0, 4))).shape == (0, 4)
     assert nkj.attention(jnp.zeros((2, 0, 4)), jnp.zeros((2, 3, 4)), jnp.zeros((2, 3, 5))).shape == (2, 0, 5)
     nothing = nkj.attention(jnp.zeros((2, 4)), jnp.zeros((0, 4)), jnp.ones((0, 5)), return_lse=True)
+    each = jax.vmap(nkj.attention)(jnp.zeros((3, 2, 4)), jnp.zeros((3, 0, 4)), jnp.ones((3, 0, 5)))
+    assert np.array_equal(each, np.zeros((3, 2, 5)))
     assert np.array_equal(nothing[0], np.zeros((2, 5)))
     assert np.array_equal(nothing[1], [-np.inf] * 2)
 

@@ -62,7 +62,8 @@ class _Fused:
         if x.dtype == object:
             raise TypeError(f"{type(self).__name__}: x has dtype object; expected samples of one shape")
         limits: dict[str, Any] = {"norm": "inf" if self.norm in ("inf", np.inf) else self.norm}
-        limits["bounds"] = self.estimator.clip_values
+        clip = self.estimator.clip_values
+        limits["bounds"] = None if clip is None else tuple(clip)
         moved = np.array(x, _float)
         center = np.asarray(x_init, _float)
         may_move = None if mask is None else np.broadcast_to(np.asarray(mask) != 0, x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ _SCALED = ("grpo", "grpo_passk")  # those that verl's norm_adv_by_std_in_grpo is
 _WHITE = 1e-8  # added to the variance by verl when it whitens
 
 
+@functools.cache  # the same function each time: verl refuses another one of the same name
 def estimator(name: str) -> Callable[..., tuple[Any, Any]]:
     """Give an advantage estimator with the signature of those in verl's `core_algos`.
 
@@ -135,13 +137,5 @@ def register(prefix: str = "npkernels_") -> list[str]:
     core = party("npkernels.contrib.verl", "verl.trainer.ppo.core_algos", "", "verl")
     names = [f"{prefix}{name}" for name in ESTIMATORS]
     for name in ESTIMATORS:
-        core.register_adv_est(f"{prefix}{name}")(_once(name))
+        core.register_adv_est(f"{prefix}{name}")(estimator(name))
     return names
-
-
-_made: dict[str, Callable[..., tuple[Any, Any]]] = {}
-
-
-def _once(name: str) -> Callable[..., tuple[Any, Any]]:
-    """Give the same function each time, so that registering twice is no conflict."""
-    return _made.setdefault(name, estimator(name))

@@ -6,6 +6,7 @@ that are given, in this order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ class Attention(Op):
             return
         x = folded(lead, self.names, arguments)
         q, k, v = (x.pop(name) for name in "qkv")
-        out = outs[0].reshape(-1, *outs[0].shape[-3:])
+        out = joined(lead, outs[0])
         result = npkernels.attention(q, k, v, **x, **self.options, return_lse=self.lse, out=out)
         if self.lse:
             outs[1][...] = result[1].reshape(outs[1].shape)
@@ -119,7 +120,7 @@ class AttentionLinear(Attention):
             return
         n = len(self.names)
         x = folded(lead, self.names, arguments[:n], full="bias" in self.wrt)
-        o, lse, *given = (a.reshape(-1, *a.shape[len(lead) + 1 :]) for a in arguments[n:])
+        o, lse, *given = (joined(lead, a) for a in arguments[n:])
         if self.back:
             self._backward(lead, outs, x, o, lse, given)
             return
@@ -162,10 +163,10 @@ class AttentionLinear(Attention):
         if "bias" in targets:
             target, dbias = targets["bias"], grads.dbias
             assert dbias is not None
-            if bias_rows == target[..., 0, 0, 0].size:
+            if bias_rows == math.prod(target.shape[: len(lead) + 1]):
                 target[...] = dbias.reshape(target.shape)
             else:  # one bias for the whole batch of each entry of the axes of vmap
-                each = dbias.reshape(*lead, -1, *target.shape[-3:])
+                each = dbias.reshape(*lead, len(q) // math.prod(lead), *target.shape[-3:])
                 target[...] = each.sum(axis=len(lead), keepdims=True, dtype=lse.dtype)
         if "sinks" in targets:
             targets["sinks"][...] = grads.dsinks
@@ -209,6 +210,11 @@ def folded(
         if alone and name in ("mask", "bias") and not (full and name == "bias"):
             result[name] = a[(0,) * n]
         else:
-            wide = np.broadcast_to(a, (*lead, batch, *a.shape[n + 1 :]))
-            result[name] = wide.reshape(-1, *wide.shape[n + 1 :])
+            result[name] = joined(lead, np.broadcast_to(a, (*lead, batch, *a.shape[n + 1 :])))
     return result
+
+
+def joined(lead: tuple[int, ...], a: Array) -> Array:
+    """Return a with the axes `lead` and its batch as one."""
+    n = len(lead) + 1
+    return a.reshape(math.prod(a.shape[:n]), *a.shape[n:])
