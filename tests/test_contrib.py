@@ -1,5 +1,6 @@
 """Advantages with verl's and TRL's signatures, against what these projects compute, written out."""
 
+import importlib
 import itertools
 import pathlib
 import re
@@ -263,3 +264,25 @@ def test_trls_part_of_the_page_runs():
     np.testing.assert_allclose(
         names["a"], trl_formula(torch.as_tensor(names["rewards"]), 2, torch.tensor([1, 0.5]))
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        (
+            "art",
+            "FastGradientMethod",
+            "art 1.17 or newer: pip install 'adversarial-robustness-toolbox>=1.17'",
+        ),
+        ("foolbox", "LinfPGD", "foolbox 3.3 or newer: pip install 'foolbox>=3.3'"),
+    ],
+)
+def test_missing_projects_are_named_when_they_are_asked_for(monkeypatch, module, name, said):
+    hook = importlib.import_module(f"npkernels.contrib.{module}")
+    assert name in hook.__all__
+    monkeypatch.setitem(sys.modules, module, None)
+    hook._made.cache_clear()
+    with pytest.raises(ImportError, match=re.escape(f"npkernels.contrib.{module} needs {said}")):
+        getattr(hook, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        hook.nothing  # noqa: B018

@@ -4,18 +4,16 @@ They are ART's classes (the second is its `ProjectedGradientDescentNumpy`) with 
 another: step, projection and clipping are one call of `npkernels.perturb.pgd_step`. Norm 1 is projected exactly, where
 ART scales down, and bounds hold after the projection.
 
->>> import numpy as np, sklearn.linear_model
->>> from art.estimators.classification import SklearnClassifier
->>> from npkernels.contrib.art import FastGradientMethod
->>> x, y = np.float32([[0, 0.2], [1, 0.7], [0.1, 0], [0.9, 1]]), np.array([0, 1, 0, 1])
->>> net = SklearnClassifier(sklearn.linear_model.LogisticRegression().fit(x, y), clip_values=(0, 1))
->>> moved = FastGradientMethod(net, eps=0.1).generate(x, y)
->>> bool(np.abs(moved - x).max() <= 0.1 + 1e-6)
-True
+    from npkernels.contrib.art import ProjectedGradientDescent
+
+    moved = ProjectedGradientDescent(classifier, eps=8 / 255, eps_step=2 / 255, max_iter=20).generate(images, labels)
+
+ART is imported when one of them is asked for; an ImportError then says what to install.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -26,14 +24,28 @@ from npkernels._party import party
 from npkernels.perturb import momentum as add_momentum
 from npkernels.perturb import pgd_step, random_in_ball
 
-__all__ = ["FastGradientMethod", "ProjectedGradientDescent"]
+__all__ = ["FastGradientMethod", "ProjectedGradientDescent"]  # noqa: F822  (by __getattr__)
 
 Array = npt.NDArray[Any]
-art = party("npkernels.contrib.art", "art", "1.17", "adversarial-robustness-toolbox>=1.17")
-_evasion = importlib.import_module("art.attacks.evasion")
-_FastGradientMethod: Any = _evasion.FastGradientMethod
-_ProjectedGradientDescent: Any = _evasion.ProjectedGradientDescentNumpy
-_float = importlib.import_module("art.config").ART_NUMPY_DTYPE
+_BASES = {
+    "FastGradientMethod": "FastGradientMethod",
+    "ProjectedGradientDescent": "ProjectedGradientDescentNumpy",
+}
+_float = np.float32  # as ART computes
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _BASES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _made(name)
+
+
+@functools.cache
+def _made(name: str) -> type:
+    party("npkernels.contrib.art", "art", "1.17", "adversarial-robustness-toolbox>=1.17")
+    base = getattr(importlib.import_module("art.attacks.evasion"), _BASES[name])
+    text = f"`art.attacks.evasion.{_BASES[name]}`, by fused steps."
+    return type(name, (_Fused, base), {"__module__": __name__, "__doc__": text})
 
 
 class _Fused:
@@ -100,11 +112,3 @@ def _lengths(given: Any, at: slice, samples: int) -> Any:
     array = np.asarray(given, _float)
     array = array[at] if len(array) == samples else array
     return array.reshape(-1) if array.size == len(array) and len(array) > 1 else array
-
-
-class FastGradientMethod(_Fused, _FastGradientMethod):  # type: ignore[misc]
-    """`art.attacks.evasion.FastGradientMethod`."""
-
-
-class ProjectedGradientDescent(_Fused, _ProjectedGradientDescent):  # type: ignore[misc]
-    """`art.attacks.evasion.ProjectedGradientDescentNumpy`."""

@@ -3,33 +3,42 @@
 They are Foolbox's classes with the same arguments, for models on the CPU; only the loop over steps is another: step,
 projection and clipping of an iterate are one call of `npkernels.perturb.pgd_step`.
 
->>> import torch, foolbox
->>> from npkernels.contrib.foolbox import LinfPGD
->>> net = torch.nn.Linear(2, 2)
->>> model = foolbox.PyTorchModel(net.eval(), bounds=(0, 1), device="cpu")
->>> x, y = torch.rand(3, 2), torch.tensor([0, 1, 0])
->>> _, moved, _ = LinfPGD(steps=5)(model, x, y, epsilons=0.1)
->>> bool((moved - x).abs().max() <= 0.1 + 1e-6)
-True
+    from npkernels.contrib.foolbox import LinfPGD
+
+    _, moved, success = LinfPGD(steps=20)(model, images, labels, epsilons=8 / 255)
+
+Foolbox is imported when one of them is asked for; an ImportError then says what to install.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
 from npkernels._party import party
 from npkernels.perturb import pgd_step, random_in_ball
 
-__all__ = ["FGM", "FGSM", "L2PGD", "LinfPGD"]
+__all__ = ["FGM", "FGSM", "L2PGD", "LinfPGD"]  # noqa: F822  (by __getattr__)
 
-foolbox = party("npkernels.contrib.foolbox", "foolbox", "3.3", "foolbox>=3.3")
-ep = party("npkernels.contrib.foolbox", "eagerpy", "0.30", "foolbox>=3.3")
-_base = importlib.import_module("foolbox.attacks.base")
-_LinfPGD: Any = foolbox.attacks.LinfPGD
-_L2PGD: Any = foolbox.attacks.L2PGD
-_FGSM: Any = foolbox.attacks.FGSM
-_FGM: Any = foolbox.attacks.FGM
+_NORMS: dict[str, Any] = {"FGSM": "inf", "FGM": 2, "LinfPGD": "inf", "L2PGD": 2}
+
+
+def _foolbox() -> Any:
+    return party("npkernels.contrib.foolbox", "foolbox", "3.3", "foolbox>=3.3")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NORMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _made(name)
+
+
+@functools.cache
+def _made(name: str) -> type:
+    base = getattr(_foolbox().attacks, name)
+    text = f"`foolbox.attacks.{name}`, by fused steps."
+    return type(name, (_Fused, base), {"norm": _NORMS[name], "__module__": __name__, "__doc__": text})
 
 
 class _Fused:
@@ -45,6 +54,8 @@ class _Fused:
 
     def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any) -> Any:
         """As Foolbox calls it: perturbed inputs of the same kind."""
+        foolbox, ep = _foolbox(), importlib.import_module("eagerpy")
+        _base = importlib.import_module("foolbox.attacks.base")
         _base.raise_if_kwargs(kwargs)
         start, restore = ep.astensor_(inputs)
         goal = _base.get_criterion(criterion)
@@ -66,27 +77,3 @@ class _Fused:
             _, gradient = self.value_and_grad(loss, ep.astensor(x))
             x = pgd_step(x, center, gradient.raw, step, epsilon, targeted=targeted, **limits)
         return restore(ep.astensor(x))
-
-
-class LinfPGD(_Fused, _LinfPGD):  # type: ignore[misc]
-    """`foolbox.attacks.LinfPGD`."""
-
-    norm = "inf"
-
-
-class L2PGD(_Fused, _L2PGD):  # type: ignore[misc]
-    """`foolbox.attacks.L2PGD`."""
-
-    norm = 2
-
-
-class FGSM(_Fused, _FGSM):  # type: ignore[misc]
-    """`foolbox.attacks.FGSM`."""
-
-    norm = "inf"
-
-
-class FGM(_Fused, _FGM):  # type: ignore[misc]
-    """`foolbox.attacks.FGM`."""
-
-    norm = 2
