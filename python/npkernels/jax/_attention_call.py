@@ -124,11 +124,16 @@ class AttentionLinear(Attention):
         if self.back:
             self._backward(lead, outs, x, o, lse, given)
             return
-        d = {**{name: np.zeros_like(x[name]) for name in "qkv"}, **dict(zip(self.wrt, given, strict=True))}
+        d = {
+            **{name: np.zeros(x[name].shape, x[name].dtype) for name in "qkv"},
+            **dict(zip(self.wrt, given, strict=True)),
+        }
         out = outs[0].reshape(o.shape)
         dq, dk, dv = (d[name] for name in "qkv")
         q, k, v = (x.pop(name) for name in "qkv")
-        npkernels.attention_jvp(q, k, v, dq, dk, dv, **x, **self.options, out=(np.empty_like(out), out))
+        npkernels.attention_jvp(
+            q, k, v, dq, dk, dv, **x, **self.options, out=(np.empty(out.shape, out.dtype), out)
+        )
 
     def _backward(
         self,
@@ -141,7 +146,9 @@ class AttentionLinear(Attention):
     ) -> None:
         targets = dict(zip(self.wrt, outs, strict=True))
         dq, dk, dv = (
-            targets[name].reshape(x[name].shape) if name in targets else np.empty_like(x[name])
+            targets[name].reshape(x[name].shape)
+            if name in targets
+            else np.empty(x[name].shape, x[name].dtype)
             for name in "qkv"
         )
         bias_rows = x["bias"].shape[0] if "bias" in x else 0

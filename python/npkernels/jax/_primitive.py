@@ -80,7 +80,15 @@ primitive.multiple_results = True
 
 
 def bind(op: Op, *arguments: Any) -> list[Any]:
-    """Call the kernel, in whatever transformation we are."""
+    """Call the kernel, in whatever transformation we are.
+
+    Linear arguments get the axes of `vmap` at full length, as their cotangents have them.
+    """
+    if op.linear:
+        n = arguments[0].ndim - op.rank
+        lead = np.broadcast_shapes(*(a.shape[:n] for a in arguments))
+        wide = [jnp.broadcast_to(a, lead + a.shape[n:]) for a in arguments[-op.linear :]]
+        arguments = (*arguments[: -op.linear], *wide)
     results: list[Any] = primitive.bind(*arguments, op=op)
     return results
 
@@ -125,15 +133,11 @@ def _lowered(*arguments: Any, op: Op) -> list[Any]:
 
 
 def _batched(arguments: Sequence[Any], axes: Sequence[Any], op: Op) -> tuple[list[Any], list[int]]:
-    """Put the new axis before the others; linear arguments need it at full length, as their cotangents have it."""
-    length = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
-    moved = []
-    for i, (a, axis) in enumerate(zip(arguments, axes, strict=True)):
-        if axis is not None:
-            moved.append(jnp.moveaxis(a, axis, 0))
-        else:
-            linear = i >= len(arguments) - op.linear
-            moved.append(jnp.broadcast_to(a, (length if linear else 1, *a.shape)))
+    """Put the new axis before the others, with length 1 where an argument does not have it."""
+    moved = [
+        a.reshape(1, *a.shape) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(arguments, axes, strict=True)
+    ]
     results = bind(op, *moved)
     return results, [0] * len(results)
 
