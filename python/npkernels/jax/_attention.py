@@ -1,0 +1,123 @@
+"""attention as a JAX function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npkernels._arrays import compute_dtype
+from npkernels._attention_options import Causal, check_shapes, options
+from npkernels.jax._attention_call import NAMES, Attention
+from npkernels.jax._primitive import bind, boolean, floating, jnp, with_axes
+
+FUNCTION = "attention"
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    causal: Causal = False,
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    q_offset: Any = None,
+    kv_lengths: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """`npkernels.attention` in JAX: scaled dot-product attention, nothing of size S x K stored.
+
+    Works under `jit`, `vmap` and `grad` on CPU, and under `jvp` along q, k and v. Gradients are those of
+    `npkernels.attention_vjp`, of q, k, v, bias and sinks, and of lse too.
+
+    Parameters
+    ----------
+    q : array_like (B, Hq, S, D), (H, S, D) or (S, D)
+        float32, float64 (if JAX has 64-bit numbers enabled), float16 or bfloat16; others become JAX's float. The heads
+        come before the sequence, unlike in `jax.nn.dot_product_attention`.
+    k : array_like (B, Hkv, K, D), ...
+    v : array_like (B, Hkv, K, Dv), ...
+    mask, bias, alibi_slopes, sinks, q_offset, kv_lengths : array_like, optional
+        As for `npkernels.attention`; all of them may be traced.
+    causal, window, softcap, scale, return_lse
+        As for `npkernels.attention`; static.
+
+    Returns
+    -------
+    out : jax.Array (B, Hq, S, Dv)
+        Of q's dtype.
+    lse : jax.Array (B, Hq, S)
+        Only if `return_lse`; float32, or float64 for float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong dtype, shape or value; when the call is traced. What only the numbers tell
+        (`kv_lengths` beyond K) is found when the call runs, and reaches the caller as JAX's `JaxRuntimeError`.
+
+    Examples
+    --------
+    >>> import jax, npkernels.jax
+    >>> q = jax.numpy.zeros((2, 4))
+    >>> v = jax.numpy.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> jax.jit(lambda q, v: npkernels.jax.attention(q, q, v, causal=True))(q, v)
+    Array([[1., 2.],
+           [2., 3.]], dtype=float32)
+    """
+    q, k, v = floating(q), floating(k), floating(v)
+    ndim = q.ndim
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not 2 <= x.ndim <= 4:
+            raise ValueError(
+                f"{FUNCTION}: {name} has shape {x.shape}; expected (S, D), (H, S, D) or (B, H, S, D)"
+            )
+    check_shapes(FUNCTION, *(_like(x) for x in (q, k, v)))
+    q, k, v = (x.reshape((1,) * (4 - ndim) + x.shape) for x in (q, k, v))
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    rest: dict[str, Any] = {
+        "mask": None if mask is None else boolean(FUNCTION, mask),
+        "bias": None if bias is None else jnp.asarray(bias),
+        "alibi_slopes": None if alibi_slopes is None else floating(alibi_slopes),
+        "sinks": None if sinks is None else floating(sinks),
+        "q_offset": None if q_offset is None else jnp.asarray(q_offset),
+        "kv_lengths": None if kv_lengths is None else jnp.asarray(kv_lengths),
+    }
+    shapes: dict[str, Any] = {name: None if x is None else _like(x) for name, x in rest.items()}
+    if kv_lengths is not None:  # lengths that can be: their numbers are not known yet
+        shapes["kv_lengths"] = np.full_like(shapes["kv_lengths"], min(queries, keys))
+    static = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+    options(FUNCTION, _like(q), queries, keys, batch, **shapes, **static)
+    for name in ("mask", "bias"):
+        if rest[name] is not None:
+            rest[name] = with_axes(FUNCTION, name, rest[name], (batch, heads, queries, keys), "(B, Hq, S, K)")
+    dtype = compute_dtype(np.dtype(q.dtype))
+    for name in ("alibi_slopes", "sinks"):
+        if rest[name] is not None:
+            rest[name] = rest[name].astype(dtype)
+    if rest["alibi_slopes"] is not None:
+        rest["alibi_slopes"] = jnp.broadcast_to(rest["alibi_slopes"], (batch, heads))
+    if rest["q_offset"] is not None:
+        rest["q_offset"] = jnp.broadcast_to(rest["q_offset"], (batch,))
+    given = tuple(name for name in NAMES if rest[name] is not None)
+    op = Attention(
+        given,
+        causal,
+        None if window is None else (int(window[0]), int(window[1])),
+        float(softcap),
+        None if scale is None else float(scale),
+        bool(return_lse),
+    )
+    results = [x.reshape(x.shape[4 - ndim :]) for x in bind(op, q, k, v, *(rest[name] for name in given))]
+    return tuple(results) if return_lse else results[0]
+
+
+def _like(x: Any) -> Any:
+    """Return an array without memory of its own that has x's shape and dtype, for the checks of `npkernels`."""
+    return np.broadcast_to(np.zeros((), np.dtype(x.dtype)), x.shape)
