@@ -1,6 +1,9 @@
 """Softmax, tokens and losses on Dask arrays: however the rows are cut, what npkernels gives for the whole."""
 
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -10,12 +13,14 @@ import pytest
 import npkernels as nk
 
 pytest.importorskip("dask")
+import dask
 import dask.array as da
 from dask.array.utils import assert_eq
 
 import npkernels.dask as nd
 from npkernels import reference
 from npkernels._cli import gate
+from npkernels.dask._load import load
 
 INF, NAN = np.inf, np.nan
 SYNC = {"scheduler": "sync"}
@@ -241,3 +246,27 @@ def test_the_examples_of_the_page_run():
     names = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_dask_is_imported_by_those_who_ask_only_and_errors_name_what_to_install(monkeypatch):
+    program = "import sys, npkernels; assert not {'dask', 'distributed'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    monkeypatch.setattr("dask.__version__", "2020.12.0")
+    with pytest.raises(ImportError, match=r"needs dask\[array\] >= 2025.1.*found 2020.12.0"):
+        load("dask.array")
+    monkeypatch.undo()
+    with dask.config.set({"array.query-planning": True}), pytest.raises(ImportError, match="query-planning"):
+        load("dask.array")
+    monkeypatch.setitem(sys.modules, "dask", None)
+    with pytest.raises(ImportError, match=r"pip install 'npkernels\[dask\]'"):
+        load("dask.array")
+
+
+def test_the_plan_of_the_page_is_what_its_command_prints(capsys):
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "scaling.md").read_text()
+    commands = re.findall(r"^python (benchmarks/scaling.py) (plan.*)$", page, re.MULTILINE)
+    assert commands
+    for program, arguments in commands:
+        runpy.run_path(str(root / program))["main"](arguments.split())
+        assert capsys.readouterr().out.strip() in page

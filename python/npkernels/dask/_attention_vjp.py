@@ -119,7 +119,8 @@ def attention_vjp(
             zero = functools.partial(np.zeros, p.chunks[1][h], p.wide)
             blocks[(f"{name}-dsinks", h)] = _sum(blocks, f"{name}-dsinks", (h,), terms[DSINKS], p.wide, zero)
         dsinks = layer.array(f"{name}-dsinks", blocks, (p.chunks[1],), p.wide)
-    return AttentionGrads(*results, None, dsinks)
+    dq, dk, dv = results
+    return AttentionGrads(dq, dk, dv, None, dsinks)
 
 
 def _like(function: str, name: str, x: Any, chunks: Any, dtype: Any) -> DaskArray:
@@ -165,7 +166,7 @@ def _terms(p: Plan, tasks: Tasks, name: str, others: tuple[Any, ...], want_dsink
                 sizes = (p.k.shape[-1], p.v.shape[-1])
                 block = functools.partial(_block, options, sinks, sizes)
                 tasks[pair] = (block, query, *of_out, *of_lse, *keys)
-                blocks_of = {DQ: (b, h, i)}
+                blocks_of: dict[int, tuple[int, ...]] = {DQ: (b, h, i)}
                 if j is not None:
                     blocks_of |= dict.fromkeys((DK, DV), (b, p.k_head(h), j))
                 if sinks:
@@ -207,7 +208,8 @@ def _sums(p: Plan, name: str, terms: Terms, like: DaskArray) -> Tasks:
     for at in np.ndindex(*(len(sizes) for sizes in chunks[:3])):
         shape = tuple(chunks[axis][n] for axis, n in enumerate((*at, 0)))[4 - p.ndim :]
         zero = functools.partial(np.zeros, shape, like.dtype)
-        blocks[(name, *(*at, 0)[4 - p.ndim :])] = _sum(blocks, name, at, terms, p.wide, zero, like.dtype)
+        here = (name, *(*at, 0)[4 - p.ndim :])
+        blocks[here] = _sum(blocks, name, at, terms, p.wide, zero, like.dtype)
     return blocks
 
 

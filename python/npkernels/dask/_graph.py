@@ -109,11 +109,13 @@ def _read(task: Any) -> Iterator[Any]:
     """The names of what a task reads: those in its keys, and keys that are names themselves."""
     for argument in task[1:]:
         if isinstance(argument, list):
-            yield from (key if isinstance(key, str) else key[0] for key in argument)
-        elif isinstance(argument, tuple):
-            yield argument[0]
+            yield from map(_name, argument)
         elif argument is not None:
-            yield argument
+            yield _name(argument)
+
+
+def _name(key: Any) -> Any:
+    return key[0] if isinstance(key, tuple) else key
 
 
 class Layer:
@@ -121,8 +123,10 @@ class Layer:
 
     def __init__(self, name: str, tasks: Tasks, inputs: Iterable[Any]) -> None:
         self.name = name
-        self.inputs = {x.key if isinstance(x, _Delayed) else x.name: x for x in inputs if x is not None}
-        self.names = {key if isinstance(key, str) else key[0] for key in tasks}
+        self.inputs = {
+            _name(x.key) if isinstance(x, _Delayed) else x.name: x for x in inputs if x is not None
+        }
+        self.names = {_name(key) for key in tasks}
         self.graph = self._collected(name, tasks)
 
     def _collected(self, name: str, tasks: Tasks) -> Any:

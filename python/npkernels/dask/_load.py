@@ -6,7 +6,7 @@ import importlib
 import re
 from typing import Any
 
-OLDEST = (2024, 8)
+OLDEST = (2025, 1)
 NEEDED = "npkernels.dask needs dask[array] >= {}.{}: pip install 'npkernels[dask]'"
 
 

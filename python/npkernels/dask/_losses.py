@@ -119,7 +119,7 @@ def cross_entropy(
     return loss, layer.array(own, grads, r.x.chunks, r.x.dtype)
 
 
-def _weights(w: Array | None, V: int, ignore_index: int, ids: Array) -> np.float64:
+def _weights(w: Array | None, V: int, ignore_index: int, ids: Array) -> Any:
     kept = ids[ids != ignore_index]
     if kept.size and (kept.min() < 0 or kept.max() >= V):
         wrong = kept[(kept < 0) | (kept >= V)][0]
@@ -138,7 +138,7 @@ def _block(
     return_grad: bool,
     x: Array,
     ids: Array,
-    total: np.float64 | None,
+    total: Any,
 ) -> tuple[Array, Array | None]:
     """Losses of a block (their sum, unless none are to be summed) and its gradient, both over the mean's divisor."""
     scaled = w

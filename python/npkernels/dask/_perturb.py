@@ -228,7 +228,9 @@ def _drawn(key: int, norm: Norm, start: int, rowwise: tuple[str, ...], **given: 
         begin = run * RUN
         at = slice(max(begin, start) - start, min(begin + RUN, end) - start)
         before = max(start - begin, 0)
-        some = {name: _padded(v[at], before) if name in rowwise else v for name, v in given.items()}
+        some: dict[str, Any] = {
+            name: _padded(v[at], before) if name in rowwise else v for name, v in given.items()
+        }
         with np.errstate(over="ignore"):
             own = int(_mix(_mix(np.asarray(key, np.uint64)) + np.uint64(run)))
         out[at] = perturb.random_in_ball(norm=norm, rng=own, **_bounded(some))[before:]

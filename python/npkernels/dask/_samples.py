@@ -114,7 +114,8 @@ class Samples:
             if lazily:
                 given = given.rechunk(-1)
                 self.arrays.append(given)
-                self.keys[name] = lambda i: (given.name, *(0,) * self.x.ndim)
+                shared = (given.name, *(0,) * self.x.ndim)
+                self.keys[name] = lambda i: shared
             else:
                 self.shared[name] = given
             self.dummy[name] = np.zeros(shape, given.dtype) if lazily else given
@@ -144,7 +145,8 @@ class Samples:
         for i, start in enumerate(starts(self.sizes)):
             keys: list[Key] = [self.keys[n](i) if n in self.keys else (f"{name}-{n}",) for n in names]
             block = functools.partial(_block, call, names, self.fixed, start, tuple(self.rowwise))
-            blocks[(name, i, *self.zeros)] = (block, *keys)
+            here = (name, i, *self.zeros)
+            blocks[here] = (block, *keys)
         layer = Layer(f"{name}-shared", tasks, self.arrays)
         return layer.array(name, blocks, self.x.chunks, trial.dtype)
 

@@ -125,7 +125,8 @@ def _entries(function: str, x: Any, axis: Any, temperature: Any, mask: Any) -> D
         for j in range(len(r.x.chunks[r.axis])):
             stats = (parts[at, j], whole[at]) if r.cut and (at, j) in parts else ()
             what = call if stats or not r.cut else functools.partial(_block, function, r.axis, r.temperature)
-            blocks[(name, *r.index(at, j))] = (what, r.key(at, j), r.mask_key(at, j), *stats)
+            here = (name, *r.index(at, j))
+            blocks[here] = (what, r.key(at, j), r.mask_key(at, j), *stats)
     layer = Layer(f"{name}-stats", tasks, (r.x, r.mask))
     return layer.array(name, blocks, r.x.chunks, r.x.dtype)
 
