@@ -222,7 +222,7 @@ def _pair(given: dict[str, Any]) -> dict[str, Any]:
 def _drawn(key: int, norm: Norm, start: int, rowwise: tuple[str, ...], **given: Any) -> Array:
     """Random points for a block of samples, run by run; a run that begins before the block is drawn from its start."""
     center = given["center"]
-    out = np.empty_like(center)
+    out: Array = np.empty_like(center)
     end = start + len(center)
     for run in range(start // RUN, -(-end // RUN) if len(center) else 0):
         begin = run * RUN
