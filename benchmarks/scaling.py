@@ -342,7 +342,8 @@ def measure() -> None:
     print(
         f"One worker (one thread): attention {rates.flops / 1e9:.0f} GFLOP/s, {rates.task * 1e3:.2f} ms a task, "
         f"{rates.sample * 1e9:.0f} ns a sample of consecutive groups,\n"
-        f"{rates.scattered * 1e9:.0f} ns of scattered ones, {rates.key * 1e9:.0f} ns a merged group; {rates.network / 1e9:.2f} GB/s from one to the other.\n"
+        f"{rates.scattered * 1e9:.0f} ns of scattered ones, {rates.key * 1e9:.0f} ns a merged group; "
+        f"{rates.network / 1e9:.2f} GB/s from one to the other.\n"
     )
     print("| | workers | measured, s | model, s | model / measured |\n|---|---|---|---|---|")
     names = (
