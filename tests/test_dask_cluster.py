@@ -9,6 +9,7 @@ import npkernels as nk
 
 pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
+import dask  # noqa: E402
 import dask.array as da  # noqa: E402
 
 import npkernels.dask as nd  # noqa: E402
@@ -22,6 +23,8 @@ WAIT = 25
 @pytest.fixture(scope="module")
 def client():
     with (
+        # how long a worker tries to reach one that is dead
+        dask.config.set({"distributed.comm.timeouts.connect": "3s"}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster,
@@ -59,24 +62,26 @@ def test_groups_and_rows_in_two_processes(client):
         nd.group_advantages(da.from_array(rewards, chunks=170), 8).advantages,
         nd.group_advantages(da.from_array(rewards, chunks=170), np.arange(1000) % 8).advantages,
         nd.softmax(da.from_array(x, chunks=(9, 7)), 0),
-        nd.random_in_ball(da.from_array(x, chunks=(9, 30)), 1.0, rng=0),
     ]
     plain = [
         nk.group_advantages(rewards, 8).advantages,
         nk.group_advantages(rewards, np.arange(1000) % 8).advantages,
         nk.softmax(x, 0),
-        lazy[3].compute(scheduler="sync"),
     ]
     for future, want in zip(client.compute(lazy), plain, strict=True):
         np.testing.assert_allclose(future.result(timeout=WAIT), want, rtol=0, atol=1e-12)
+    draws = [nd.random_in_ball(da.from_array(x, chunks=(n, 30)), 1.0, rng=0) for n in (9, 40)]
+    one, two = (future.result(timeout=WAIT) for future in client.compute(draws))
+    assert np.array_equal(one, two)
 
 
-def test_a_worker_is_killed(client, tmp_path):
+@pytest.mark.parametrize("mortal", [0, 1, 2], ids=["queries", "keys", "values"])
+def test_a_worker_is_killed(client, tmp_path, mortal):
+    client.wait_for_workers(2, timeout=WAIT)
     path = str(tmp_path / "dead")
-    mortal = lazy(K).map_blocks(die_once, path, dtype=K.dtype, meta=np.empty((0,) * 4))
-    out = nd.attention(lazy(Q), mortal, lazy(V), causal=True)
-    before = set(client.scheduler_info()["workers"])
+    qkv = [lazy(x) for x in (Q, K, V)]
+    qkv[mortal] = qkv[mortal].map_blocks(die_once, path, dtype=Q.dtype, meta=np.empty((0,) * 4))
+    out = nd.attention(*qkv, causal=True)
     got = client.compute(out).result(timeout=WAIT)
     assert os.path.exists(path)
     np.testing.assert_allclose(got, nk.attention(Q, K, V, causal=True), rtol=1e-12, atol=1e-13)
-    assert len(before) == 2

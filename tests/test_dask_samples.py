@@ -106,7 +106,8 @@ RULES = [
 
 def check(lazy, rewards, groups, options):
     want = nk.group_advantages(rewards, groups, **options)
-    assert_eq(lazy.advantages, want.advantages, **SYNC, rtol=0, atol=1e-12)
+    largest = max(1, np.abs(want.advantages).max())  # "maxrl" divides by means, which may be small
+    assert_eq(lazy.advantages, want.advantages, **SYNC, rtol=0, atol=1e-12 * largest)
     keys, state = lazy.stats.compute(**SYNC)
     assert keys.tolist() == want.keys.tolist()
     np.testing.assert_array_equal(state[:, 0], want.count)
@@ -136,7 +137,7 @@ def test_groups_by_their_ids(options, kind):
 
 
 def test_only_neighbours_wait_for_one_another():
-    lazy = nd.group_advantages(da.ones(64, chunks=8), 12).advantages
+    lazy = nd.group_advantages(da.ones(60, chunks=8), 12).advantages
     needed = lazy.blocks[0].__dask_graph__().cull({(lazy.blocks[0].name, 0)})
     read = {key for key in needed if str(key[0]).startswith("ones")}
     assert len(read) == 2

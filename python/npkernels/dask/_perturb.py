@@ -222,9 +222,11 @@ def _pair(given: dict[str, Any]) -> dict[str, Any]:
 def _drawn(key: int, norm: Norm, start: int, rowwise: tuple[str, ...], **given: Any) -> Array:
     """Random points for a block of samples, run by run; a run that begins before the block is drawn from its start."""
     center = given["center"]
+    if not len(center):
+        return np.asarray(perturb.random_in_ball(norm=norm, rng=key, **_bounded(given)))
     out: Array = np.empty_like(center)
     end = start + len(center)
-    for run in range(start // RUN, -(-end // RUN) if len(center) else 0):
+    for run in range(start // RUN, -(-end // RUN)):
         begin = run * RUN
         at = slice(max(begin, start) - start, min(begin + RUN, end) - start)
         before = max(start - begin, 0)
