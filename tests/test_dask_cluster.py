@@ -84,4 +84,5 @@ def test_a_worker_is_killed(client, tmp_path, mortal):
     got = client.compute(out).result(timeout=WAIT)
     assert os.path.exists(path)
     np.testing.assert_allclose(got, nk.attention(Q, K, V, causal=True), rtol=1e-12, atol=1e-13)
-    client.wait_for_workers(2, timeout=WAIT)  # a successor that starts while the cluster closes would delay it
+    # a successor that starts while the cluster closes would delay it
+    client.wait_for_workers(2, timeout=WAIT)
