@@ -35,9 +35,9 @@ struct RowStats {
   Sum moment;       // of exp(x - m) (x - m)
   Sum square;       // of exp(x - m)^2 over the others
 
-  // Returns whether m rose. kept, if given, gets exp(x - m) to the last digit, and room for whole lockstep
-  // blocks.
-  bool add(const T* x, int n, T* kept = nullptr) {
+  // Returns whether m rose. With `exact` the exponentials are those of exp_negative, and kept, if given, gets
+  // them; it has room for whole lockstep blocks.
+  bool add(const T* x, int n, bool exact = false, T* kept = nullptr) {
     const T top = chunk_max(x, n);
     const bool rose = top > m;
     if (rose) {
@@ -61,13 +61,13 @@ struct RowStats {
           bounded[u] = What::entropy ? max_of(lowest, xi[u] - vm) : xi[u] - vm;
           e[u] = bounded[u];
         }
-        if (kept) {
+        if (exact)
           exp_negative<T>(e);
+        else
+          exp_weight<T>(e);
+        if (kept)
 #pragma GCC unroll 4
           for (int u = 0; u < kLockstep; ++u) store(kept + i + u * kLanes<T>, e[u]);
-        } else {
-          exp_weight<T>(e);
-        }
 #pragma GCC unroll 4
         for (int u = 0; u < kLockstep; ++u) {
           if constexpr (What::entropy) moment_part = fma(e[u], bounded[u], moment_part);

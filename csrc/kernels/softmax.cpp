@@ -17,13 +17,14 @@ struct Softmax {
   static constexpr bool reduces = true, chooses = false;
   static constexpr T fill[] = {-INFINITY}, blank[] = {0};
   static constexpr bool scaled[] = {true};
-  bool masked;
+  bool masked, one_chunk;
 
-  explicit Softmax(const RowCall& call) : masked(call.masked) {}
+  explicit Softmax(const RowCall& call) : masked(call.masked), one_chunk(call.n <= kChunk) {}
   State begin(int64_t) const { return {}; }
   bool emits() const { return true; }
 
-  void reduce(State& s, int64_t, const T* const* x, int n) const { s.add(x[0], n); }
+  // Rows of one chunk keep their exponentials where they can, and have the same bits where they cannot.
+  void reduce(State& s, int64_t, const T* const* x, int n) const { s.add(x[0], n, one_chunk); }
 
   void finish(State& s, int64_t) const {
     const bool blank_row = masked && s.empty();
@@ -31,9 +32,8 @@ struct Softmax {
     if (blank_row) s.m = 0;
   }
 
-  // Rows of one chunk keep their exponentials.
   static constexpr bool keeps = true;
-  void reduce_keeping(State& s, const T* x, int n, T* kept) const { s.add(x, n, kept); }
+  void reduce_keeping(State& s, const T* x, int n, T* kept) const { s.add(x, n, true, kept); }
   void emit_kept(const State& s, const T* kept, T* y, int n) const {
     const Vec<T> scale = splat(s.scale);
     for (int i = 0; i < n; i += kLanes<T>) store_upto(y + i, load_upto(kept + i, n - i, T(0)) * scale, n - i);
