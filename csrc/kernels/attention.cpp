@@ -226,28 +226,60 @@ class Forward {
     keys_together(n, [&](auto count, int j) {
       constexpr int J = decltype(count)::value;
       fetch(v + (j + 2 * J) * v_pitch, v_pitch, J, call_.value_dim);
-      for (int r = 0; r < block_.rows; ++r)
-        if (plain)
-          add_tile<J, true>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_,
-                            false);
-        else
-          add_tile<J, false>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, scratch_.o + r * o_pitch_,
-                             careful);
+      int r = 0;
+      const auto rows = [&](auto height) {
+        constexpr int R = decltype(height)::value;
+        for (; r + R <= block_.rows; r += R)
+          add_tile<J, R>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, r);
+      };
+      if (plain) {
+        rows(Count<2>{});
+        rows(Count<1>{});
+      } else {
+        for (; r < block_.rows; ++r)
+          add_tile_careful<J>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, r, careful);
+      }
     });
   }
 
-  template <int J, bool kPlain>
-  void add_tile(const T* v, int64_t v_pitch, const T* st, T* o, bool careful) const {
-    Vec<T> p[J];
+  // Of J values and R rows; Dv is a multiple of the lanes. Two registers of each row go together, since a sum
+  // waits for the one before it.
+  template <int J, int R>
+  void add_tile(const T* v, int64_t v_pitch, const T* st, int row) const {
+    T* const o = scratch_.o + row * o_pitch_;
+    Vec<T> p[J][R];
+    for (int j = 0; j < J; ++j)
+      for (int r = 0; r < R; ++r) p[j][r] = splat(st[j * kGroup<T> + r]);
+    int64_t d = 0;
+    const auto columns = [&](auto width) {
+      constexpr int U = decltype(width)::value;
+      for (; d + U * kLanes<T> <= call_.value_dim; d += U * kLanes<T>) {
+        Vec<T> acc[R][U];
+        for (int r = 0; r < R; ++r)
+          for (int u = 0; u < U; ++u) acc[r][u] = load(o + r * o_pitch_ + d + u * kLanes<T>);
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) p[j] = splat(st[j * kGroup<T>]);
+        for (int j = 0; j < J; ++j)
+          for (int u = 0; u < U; ++u) {
+            const Vec<T> value = load(v + j * v_pitch + d + u * kLanes<T>);
+            for (int r = 0; r < R; ++r) acc[r][u] = fma(p[j][r], value, acc[r][u]);
+          }
+        for (int r = 0; r < R; ++r)
+          for (int u = 0; u < U; ++u) store(o + r * o_pitch_ + d + u * kLanes<T>, acc[r][u]);
+      }
+    };
+    columns(Count<2>{});
+    columns(Count<1>{});
+  }
+
+  template <int J>
+  void add_tile_careful(const T* v, int64_t v_pitch, const T* st, int row, bool careful) const {
+    T* const o = scratch_.o + row * o_pitch_;
     for (int64_t d = 0; d < call_.value_dim; d += kLanes<T>) {
       Vec<T> acc = load(o + d);
-#pragma GCC unroll 8
       for (int j = 0; j < J; ++j) {
-        const T* const at = v + j * v_pitch + d;
-        const Vec<T> sum = fma(p[j], kPlain ? load(at) : load_upto(at, call_.value_dim - d, T(0)), acc);
-        acc = !kPlain && careful ? select(equal(p[j], splat(T(0))), acc, sum) : sum;
+        const Vec<T> p = splat(st[j * kGroup<T>]);
+        const Vec<T> sum = fma(p, load_upto(v + j * v_pitch + d, call_.value_dim - d, T(0)), acc);
+        acc = careful ? select(equal(p, splat(T(0))), acc, sum) : sum;
       }
       store(o + d, acc);
     }
