@@ -61,6 +61,37 @@ const char* check_exp() {
   return isnan(of_nan) && isnan(negative) ? nullptr : "exp: NaN is lost";
 }
 
+// Weights: 2 ULP where the result is a normal number, next to nothing below, exactly 0 for -inf.
+template <class T>
+const char* check_weights() {
+  constexpr int N = kLanes<T>, digits = sizeof(T) == sizeof(float) ? 24 : 53,
+                lowest = sizeof(T) == sizeof(float) ? -126 : -1022;
+  double worst = 0;
+  for (int i = 0; i < 40000; ++i) {
+    Vec<T> x[2];
+    for (Vec<T>& part : x)
+      for (int k = 0; k < N; ++k) part[k] = T(1.01 * lowest * ((i * N + k) / (40000.0 * N)));
+    x[1] = x[1] + splat(T(1));
+    const Vec<T> given[] = {x[0], x[1]};
+    exp2_weight<T>(x);
+    for (int u = 0; u < 2; ++u)
+      for (int k = 0; k < N; ++k) {
+        if (given[u][k] < lowest) {
+          if (!(x[u][k] >= 0 && x[u][k] <= ldexp(1.0, lowest))) return "exp2_weight: large below the range";
+          continue;
+        }
+        const double error = ulp_error(x[u][k], exp2l(given[u][k]), digits, lowest - digits);
+        worst = error > worst ? error : worst;
+      }
+  }
+  if (worst > 2) return "exp2_weight: more than 2 ULP";
+  Vec<T> x[] = {splat(T(-INFINITY)), splat(T(NAN)), splat(T(0)), splat(T(-3e4))};
+  exp_weight<T>(x);
+  for (int k = 0; k < N; ++k)
+    if (x[0][k] != 0 || !isnan(x[1][k]) || x[2][k] != 1 || x[3][k] != 0) return "exp_weight: special values";
+  return nullptr;
+}
+
 float half_value(uint16_t bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
   float magnitude = exponent ? ldexpf(1024.0f + fraction, exponent - 25) : ldexpf(fraction, -24);
@@ -184,6 +215,8 @@ const char* check_pairs() {
 extern const char* simd_failure();
 const char* simd_failure() {
   const char* const failures[] = {check_exp(),
+                                  check_weights<float>(),
+                                  check_weights<double>(),
                                   check_narrow<Half>(half_value),
                                   check_narrow<BFloat>(bfloat_value),
                                   check_parts<float, float>(),
