@@ -22,6 +22,15 @@ WAIT = 25
 
 @pytest.fixture(scope="module")
 def client():
+    environment = dict(os.environ)  # Dask's nannies change it: one BLAS thread, for their workers
+    try:
+        yield from cluster_of_two()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def cluster_of_two():
     with (
         # how long a worker tries to reach one that is dead
         dask.config.set({"distributed.comm.timeouts.connect": "3s"}),
