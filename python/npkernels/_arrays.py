@@ -22,6 +22,9 @@ R = TypeVar("R")
 _FLOAT32, _FLOAT64, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)
 
 
+_PLAIN = frozenset({ndarray, bool, int, float, str, type(None)})  # what needs no conversion
+
+
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function of NumPy arrays take any array kind, and be compared with its reference under `checked()`."""
 
@@ -29,6 +32,8 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if args and type(args[0]) is ndarray and not _checked.users:
             return function(*args, **kwargs)
+        if not args and not _checked.users and all(type(value) in _PLAIN for value in kwargs.values()):
+            return function(**kwargs)
         return _general(function, args, kwargs)
 
     return call
