@@ -60,6 +60,15 @@ def test_rewards_of_any_size(scale, preset):
         assert_allclose(got.std, want.std.astype(float), rtol=1e-12)
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("rewards", [[], [NAN, NAN]])
+def test_nobody_was_scored(preset, rewards):
+    r, index = np.array(rewards), np.zeros(len(rewards), np.int64)
+    lengths = np.ones(len(rewards), np.int64) if PRESETS[preset].lengths else None
+    for function in (nk.group_advantages, reference_advantages):
+        assert_array_equal(function(r, index, preset=preset, lengths=lengths).advantages, np.zeros(len(r)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_ids_and_any_holes(data):

@@ -172,7 +172,7 @@ def group_advantages(
     if preset == "gdpo":
         z = np.stack([_advantages(columns[:, f], index, o, len(keys), None, None) for f in range(len(w))], 1)
         s = np.where(np.isnan(columns), 0, w * z).sum(axis=1)
-        a = np.where(scored, (s - s[scored].mean()) / (_std(s[scored], o.ddof) + o.eps), 0)
+        a = np.where(scored, (s - _mean(s[scored])) / (_std(s[scored], o.ddof) + o.eps), 0)
         a = np.zeros_like(a) if _std(s[scored], o.ddof) == 0 else a
     else:
         tokens = None if lengths is None else as_array(lengths).astype(widest())
