@@ -33,7 +33,7 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
         if args and type(args[0]) is ndarray and not _checked.users:
             return function(*args, **kwargs)
         if not args and not _checked.users and all(type(value) in _PLAIN for value in kwargs.values()):
-            return function(**kwargs)
+            return function(*args, **kwargs)
         return _general(function, args, kwargs)
 
     return call
