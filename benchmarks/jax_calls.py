@@ -6,7 +6,6 @@ python benchmarks/jax_calls.py
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,46 +15,25 @@ import numpy as np
 
 import npkernels
 import npkernels.jax as nkj
+from npkernels._cli.bench import interleave
 
-ROUNDS = 9
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Time one of the calls that make at least 20 ms."""
-    count, elapsed = 1, 0.0
-    while True:
-        start = time.perf_counter()
-        for _ in range(count):
-            jax.block_until_ready(call())
-        elapsed = time.perf_counter() - start
-        if elapsed > 0.02:
-            return elapsed / count
-        count *= 4
+Calls = dict[str, Callable[[], Any]]
 
 
-def in_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Give the median time of each, A B C A B C."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def softmax(*shape: int) -> dict[str, Callable[[], Any]]:
+def softmax(*shape: int) -> Calls:
     """Of an array of JAX, and the kernel alone on one of NumPy."""
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     y = jnp.asarray(x)
     ours, theirs = jax.jit(nkj.softmax), jax.jit(jax.nn.softmax)
     np.testing.assert_allclose(ours(y), theirs(y), rtol=1e-5, atol=1e-7)
     return {
-        "npkernels.jax": lambda: ours(y),
-        "jax.nn": lambda: theirs(y),
+        "npkernels.jax": lambda: ours(y).block_until_ready(),
+        "jax.nn": lambda: theirs(y).block_until_ready(),
         "npkernels": lambda: npkernels.softmax(x),
     }
 
 
-def attention(derivative: bool) -> dict[str, Callable[[], Any]]:
+def attention(derivative: bool) -> Calls:
     """Causal, (1, 8, 1024, 64); JAX has the heads behind the positions."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((1, 8, 1024, 64), np.float32)) for _ in range(3))
@@ -67,7 +45,10 @@ def attention(derivative: bool) -> dict[str, Callable[[], Any]]:
     ours, theirs = jax.jit(ours), jax.jit(theirs)
     for a, b in zip(jax.tree.leaves(ours(q, k, v)), jax.tree.leaves(theirs(*swapped)), strict=True):
         np.testing.assert_allclose(a, b.swapaxes(1, 2), rtol=1e-3, atol=1e-4)
-    return {"npkernels.jax": lambda: ours(q, k, v), "jax.nn": lambda: theirs(*swapped)}
+    return {
+        "npkernels.jax": lambda: jax.block_until_ready(ours(q, k, v)),
+        "jax.nn": lambda: jax.block_until_ready(theirs(*swapped)),
+    }
 
 
 def main() -> None:
@@ -79,7 +60,8 @@ def main() -> None:
         "causal attention (1, 8, 1024, 64)": attention(False),
         "its gradients": attention(True),
     }.items():
-        times = "   ".join(f"{who} {1e3 * t:.3g}" for who, t in in_turns(calls).items())
+        turns = interleave(calls, seconds=2.0).items()
+        times = "   ".join(f"{who} {1e3 * statistics.median(t):.3g}" for who, t in turns)
         print(f"{name:36}{times}")
 
 

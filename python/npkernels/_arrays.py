@@ -30,9 +30,8 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if args and type(args[0]) is ndarray and not _checked.users:
-            return function(*args, **kwargs)
-        if not args and not _checked.users and all(type(value) in _PLAIN for value in kwargs.values()):
+        plain = type(args[0]) is ndarray if args else all(type(value) in _PLAIN for value in kwargs.values())
+        if plain and not _checked.users:
             return function(*args, **kwargs)
         return _general(function, args, kwargs)
 

@@ -6,6 +6,7 @@ A capsule of DLPack belongs to whoever asked for it, so that the type code in it
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,26 @@ class Retyped:
         return capsule
 
 
-def bfloat16_to_numpy(x: Any) -> npt.NDArray[Any] | None:
-    """Return the array of another library as one of ml_dtypes.bfloat16; None if it is not of bfloat16."""
-    integers = Retyped(x, _BFLOAT, _UINT)
-    array: npt.NDArray[Any] = np.from_dlpack(integers)
-    if not integers.changed:
-        return None
+@functools.cache
+def bfloat16() -> np.dtype[Any]:
+    """NumPy's dtype of bfloat16, from ml_dtypes."""
     try:
         import ml_dtypes
     except ImportError as error:
         raise ImportError(
             "npkernels: bfloat16 needs ml_dtypes >= 0.5, NumPy's dtype for it; pip install 'npkernels[bfloat16]'"
         ) from error
-    view: npt.NDArray[Any] = array.view(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def bfloat16_to_numpy(x: Any) -> npt.NDArray[Any] | None:
+    """Return the array of another library as one of ml_dtypes.bfloat16; None if it is not of bfloat16."""
+    integers = Retyped(x, _BFLOAT, _UINT)
+    array: npt.NDArray[Any] = np.from_dlpack(integers)
+    if not integers.changed:
+        return None
+    view: npt.NDArray[Any] = array.view(bfloat16())
     return view
 
 

@@ -42,7 +42,7 @@ def as_given(x: Array, tensor: bool) -> Any:
     """Return the result as the kind that came in."""
     if not tensor:
         return x
-    from npkernels._torch_attention import to_torch
+    from npkernels._torch_memory import to_torch
 
     return to_torch(x)
 

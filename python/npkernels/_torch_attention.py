@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 try:
     import torch
 except ImportError as error:
@@ -13,10 +11,12 @@ except ImportError as error:
         "npkernels: PyTorch is not installed; expected torch>=2.4 (pip install 'npkernels[transformers]')"
     ) from error
 
-from npkernels._arrays import Array, is_bfloat16
+from npkernels import _torch_memory
+from npkernels._arrays import Array
 from npkernels._attention import attention
 from npkernels._attention_grads import attention_vjp
 from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
+from npkernels._torch_memory import to_torch
 
 
 def to_numpy(function: str, name: str, x: torch.Tensor) -> Array:
@@ -25,24 +25,7 @@ def to_numpy(function: str, name: str, x: torch.Tensor) -> Array:
         raise ValueError(
             f"{function}: {name} is a {x.layout} tensor on {x.device}; expected a strided one on the CPU"
         )
-    x = x.detach() if x.requires_grad else x
-    if x.dtype is not torch.bfloat16:
-        array: Array = x.numpy()
-        return array
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError as error:
-        raise ImportError(
-            f"{function}: {name} is bfloat16, which needs ml_dtypes>=0.5 (pip install 'npkernels[bfloat16]')"
-        ) from error
-    return x.view(torch.int16).numpy().view(bfloat16)
-
-
-def to_torch(x: Array) -> torch.Tensor:
-    """View a NumPy array as a tensor."""
-    if is_bfloat16(x.dtype):
-        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
+    return _torch_memory.to_numpy(x)
 
 
 def dropout_seed(dropout_p: float) -> int | None:

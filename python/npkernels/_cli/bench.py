@@ -74,12 +74,14 @@ def interleave(
     single = {name: min(_time(call, 1) for _ in range(2)) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
+    before = [*calls][-1]  # who was called last
     with _no_garbage_collection():
         for done in range(most):
             if done >= least and time.perf_counter() - start > seconds:
                 break
-            for before, (name, call) in zip([*[*calls][-1:], *calls], calls.items(), strict=False):
+            for name, call in calls.items():
                 time.sleep(SETTLE_BLAS if before == "numpy" else SETTLE)
+                before = name
                 if single[name] < 2 * BATCH:
                     call()  # brings its code and data back into the cache, and its threads to life
                 times[name].append(_time(call, max(1, math.ceil(BATCH / single[name]))))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import npkernels
-from npkernels.torch._bridge import compute_dtype, new_dense, numpy_or_none, to_numpy, to_torch
+from npkernels._torch_memory import to_numpy, to_torch
+from npkernels.torch._bridge import compute_dtype, new_dense, numpy_or_none
 from npkernels.torch._op import Op
 
 # What the schemas call the options, in the order in which everything here passes them. After q, k and v come the

@@ -1,57 +1,21 @@
-"""Tensors as NumPy arrays and back, on the same memory, and what a tensor must be to go in."""
+"""What a tensor must be to go in, and the memory of results."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from npkernels._arrays import Array
+from npkernels._torch_memory import to_numpy
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_BFLOAT16: np.dtype[Any] | None = None
-
-
-def bfloat16() -> np.dtype[Any]:
-    """NumPy's dtype of bfloat16, from ml_dtypes."""
-    global _BFLOAT16
-    if _BFLOAT16 is None:
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise ImportError(
-                "npkernels: torch.bfloat16 needs ml_dtypes >= 0.5, NumPy's dtype for it; "
-                "pip install 'npkernels[bfloat16]'"
-            ) from error
-        _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-    return _BFLOAT16
-
-
-def to_numpy(x: Tensor) -> Array:
-    """Return an array on the memory of x."""
-    if x.requires_grad:
-        x = x.detach()
-    if x.dtype is torch.bfloat16:
-        return x.view(torch.uint16).numpy().view(bfloat16())
-    array: Array = x.numpy()
-    return array
 
 
 def numpy_or_none(x: Tensor | None) -> Array | None:
     """Return None for None."""
     return None if x is None else to_numpy(x)
-
-
-def to_torch(x: Any) -> Tensor:
-    """Return a tensor on the memory of an array or NumPy scalar."""
-    array = np.asarray(x)
-    if (
-        array.dtype.kind == "V" or array.dtype.num >= 256
-    ):  # bfloat16, the one dtype of ours that is not NumPy's
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def floats(function: str, **tensors: Tensor | None) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import npkernels
+from npkernels._torch_memory import to_numpy, to_torch
 from npkernels.torch import _scaled
-from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others, to_numpy, to_torch
+from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others
 from npkernels.torch._op import Op, anchor, derivative_wanted
 
 

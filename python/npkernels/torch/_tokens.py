@@ -11,8 +11,9 @@ from torch import Tensor
 
 import npkernels
 from npkernels._tokens import STATISTICS
+from npkernels._torch_memory import to_numpy, to_torch
 from npkernels._types import TokenStats
-from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others, to_numpy, to_torch
+from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others
 from npkernels.torch._op import Op
 
 _OUTPUTS = ("log_prob", *STATISTICS)
