@@ -18,11 +18,7 @@ template <class T>
 inline void widen(const char* from, DType dtype, int64_t n, T* to) {
   switch (dtype) {
     case DType::boolean:
-      for (int64_t i = 0; i < n; i += kLanes<T>) {
-        const auto kept = kept_lanes<T>(reinterpret_cast<const uint8_t*>(from) + i, n - i);
-        store_upto(to + i, select(kept, splat(T(1)), splat(T(0))), n - i);
-      }
-      return;
+      return flags_to_numbers(from, n, to);
     case DType::int8:
       for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(static_cast<signed char>(from[i]));
       return;

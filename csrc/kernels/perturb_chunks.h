@@ -94,10 +94,7 @@ class Reader {
     if (mask_) {
       const char* mask = mask_ + first * call_.mask.inner;
       if (call_.mask.inner == 1)
-        for (int i = 0; i < n; i += kLanes<T>) {
-          const auto kept = kept_lanes<T>(reinterpret_cast<const uint8_t*>(mask) + i, n - i);
-          store_upto(mask_tile_ + i, select(kept, splat(T(1)), splat(T(0))), n - i);
-        }
+        flags_to_numbers(mask, n, mask_tile_);
       else
         for (int i = 0; i < n; ++i) mask_tile_[i] = mask[i * call_.mask.inner] ? T(1) : T(0);
       chunk_.mask = mask_tile_;

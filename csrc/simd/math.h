@@ -62,12 +62,6 @@ inline void exp_bounded(Vec<T> (&x)[U]) {
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = mul_pow2(fma(x[u] * x[u], p[u], x[u]) + splat(T(1)), n[u]);
 }
-template <class T>
-inline Vec<T> exp_bounded(Vec<T> x) {
-  Vec<T> one[] = {x};
-  exp_bounded<T>(one);
-  return one[0];
-}
 
 // exp for x <= 0, or NaN: what a softmax needs.
 template <class T, int U>
@@ -116,22 +110,20 @@ struct Exp2Constants;
 
 template <>
 struct Exp2Constants<float> {
-  static constexpr float highest = 127.0f;
   static constexpr float p[] = {0x1.44138ap-13f, 0x1.5f0890p-10f, 0x1.3b2a54p-7f,
                                 0x1.c6af6cp-5f,  0x1.ebfbe0p-3f,  0x1.62e430p-1f};
 };
 
 template <>
 struct Exp2Constants<double> {
-  static constexpr double highest = 1023.0;
   static constexpr double p[] = {0x1.c4a29324a1038p-36, 0x1.e9ec1fcb69a7fp-32, 0x1.e4cf10dec0f59p-28,
                                  0x1.b524ebd13a55fp-24, 0x1.62c02242b879cp-20, 0x1.ffcbfc6da6ed1p-17,
                                  0x1.430912f86b7dbp-13, 0x1.5d87fe78a3f9cp-10, 0x1.3b2ab6fba4e79p-7,
                                  0x1.c6b08d704a0c6p-5,  0x1.ebfbdff82c58fp-3,  0x1.62e42fefa39efp-1};
 };
 
-// 2^x for x <= highest as the weight of a sum, at half the price of exp: what is below the normal range may
-// come out as any number below it, -inf as exactly 0; NaN -> NaN.
+// 2^x for x <= 127 (1023) as the weight of a sum, at half the price of exp: what is below the normal range
+// may come out as any number below it, -inf as exactly 0; NaN -> NaN.
 template <class T, int U>
 inline void exp2_weight(Vec<T> (&x)[U]) {
   using K = Exp2Constants<T>;

@@ -109,6 +109,15 @@ inline Mask<T> kept_lanes(const uint8_t* bytes, int64_t n) {
   return nonzero(lanes, T());
 }
 
+// n bytes as numbers: 1 where a byte is not 0.
+template <class T>
+inline void flags_to_numbers(const char* bytes, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    const auto kept = kept_lanes<T>(reinterpret_cast<const uint8_t*>(bytes) + i, n - i);
+    store_upto(to + i, select(kept, splat(T(1)), splat(T(0))), n - i);
+  }
+}
+
 template <class T>
 inline T smaller(T a, T b) {
   return b < a ? b : a;
