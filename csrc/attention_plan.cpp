@@ -23,26 +23,6 @@ void visible(const AttentionCall& call, const Sequence& s, int64_t first, int64_
 
 }  // namespace
 
-Memory allocate(int64_t bytes) {
-  return Memory(static_cast<char*>(aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
-}
-
-Scratch::Scratch(int64_t bytes) {
-  constexpr int64_t kKept = 1 << 20;
-  thread_local Memory kept;
-  thread_local int64_t size = 0;
-  if (bytes > kKept) {
-    own_ = allocate(bytes);
-    data_ = own_.get();
-    return;
-  }
-  if (bytes > size) {
-    kept = allocate(bytes);
-    size = kept ? bytes : 0;
-  }
-  data_ = kept.get();
-}
-
 HeadArray head_array(const Array& a) {
   HeadArray h;
   h.data = static_cast<char*>(a.data);

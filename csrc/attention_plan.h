@@ -1,35 +1,14 @@
 // From the arrays and options of attention.h to a call of the kernels: what belongs together (sequences),
-// what is done as one piece (tasks), and the memory for it.
+// and what is done as one piece (tasks).
 #pragma once
 
-#include <stdlib.h>
-
-#include <memory>
 #include <vector>
 
 #include "kernels/table.h"
+#include "memory.h"
 #include "npkernels/attention.h"
 
 namespace npkernels {
-
-struct Free {
-  void operator()(char* p) const { free(p); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
-// Aligned to 64 bytes; null if it could not be had.
-Memory allocate(int64_t bytes);
-// The same for the length of a call. A small piece stays with the thread for its next call: asking the system
-// for fresh pages would cost a small call more than its work.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes);
-  char* get() const { return data_; }
-
- private:
-  Memory own_;
-  char* data_;
-};
 
 HeadArray head_array(const Array& a);
 KeyArray key_array(const Array& a, const AttentionOptions& options, const float* row_scale);

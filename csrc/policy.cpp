@@ -1,26 +1,15 @@
 // The functions of grpo.h about tokens: counts and weights of the sequences, scratch memory, and the kernel
 // in use.
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 #include "kernels/grpo_call.h"
 #include "kernels/table.h"
+#include "memory.h"
 #include "npkernels/grpo.h"
 #include "rows.h"
 
 namespace npkernels {
 namespace {
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Scratch = std::unique_ptr<T, Free>;
-template <class T>
-Scratch<T> scratch(int64_t n) {
-  return Scratch<T>(static_cast<T*>(std::malloc(static_cast<size_t>(n + 1) * sizeof(T))));
-}
 
 void lay_out(SequenceCall& call, DType dtype, const Sequences& sequences) {
   call.dtype = dtype;
@@ -64,9 +53,8 @@ double weight(const PolicyOptions& o, int64_t n, int64_t N, int64_t S) {
 
 bool policy_loss(const PolicyTokens& tokens, const Sequences& sequences, const PolicyOptions& options,
                  PolicyTotals* totals, void* dlogp) {
-  const auto counts = scratch<int64_t>(sequences.count);
-  const auto weights = scratch<double>(sequences.count),
-             sums = scratch<double>(sequences.count * kPolicySums);
+  const auto counts = buffer<int64_t>(sequences.count);
+  const auto weights = buffer<double>(sequences.count), sums = buffer<double>(sequences.count * kPolicySums);
   if (!counts || !weights || !sums) return false;
   PolicyCall call;
   lay_out(call, tokens.dtype, sequences);

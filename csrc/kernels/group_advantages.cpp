@@ -8,9 +8,8 @@
 //   pass 3   a = (f r - shift) * multiplier, three numbers per group
 //
 // All in double. f is 1, or the power of two that brings rewards of extreme size to about 1 before they are
-// squared. Groups of consecutive samples go through all passes one after another and are the tasks of the
-// threads, short ones side by side (group_lanes.h); groups by index are gathered in one pass over the samples
-// after another.
+// squared. The samples of a group lie side by side. Groups go through all passes one after another and are
+// the tasks of the threads, short ones side by side (group_lanes.h).
 #include <math.h>
 
 #include "group_lanes.h"
@@ -50,23 +49,16 @@ class Advantages {
       : call_(call), o_(call.options), r_(static_cast<const T*>(call.rewards.data)) {}
 
   void run() const {
-    const Groups& groups = call_.groups;
+    if (call_.groups.n == 0) return;
     const bool batch = call_.advantages && o_.scale == Scale::batch;
-    if (groups.size > 0) {
-      if (groups.size <= GroupLanes<T>::kMost)
-        short_groups(batch);
-      else
-        over_groups([&](int64_t g) { extremes(g); }, [&](int64_t g) { deviations(g); },
-                    [&](int64_t g) { results(g, batch); });
-      if (!batch) return;
-      const double sigma = batch_deviation();
-      return over_groups([&](int64_t g) { prepare(g, sigma); }, [&](int64_t g) { apply(g); });
-    }
-    measure_by_index();
-    if (!call_.advantages) return;
-    const double sigma = batch ? batch_deviation() : 0;
-    for (int64_t g = 0; g < groups.n; ++g) prepare(g, sigma);
-    apply_by_index();
+    if (call_.usual() <= GroupLanes<T>::kMost)
+      short_groups(batch);
+    else
+      over_groups([&](int64_t g) { extremes(g); }, [&](int64_t g) { deviations(g); },
+                  [&](int64_t g) { results(g, batch); });
+    if (!batch) return;
+    const double sigma = batch_deviation();
+    over_groups([&](int64_t g) { prepare(g, sigma); }, [&](int64_t g) { apply(g); });
   }
 
  private:
@@ -82,16 +74,17 @@ class Advantages {
 
   void short_groups(bool batch) const {
     constexpr int kGroups = GroupLanes<T>::kGroups;
-    const int64_t size = call_.groups.size, groups = call_.groups.n;
-    const int64_t per_task = larger<int64_t>(1, kTaskSamples / (kGroups * size)) * kGroups;
+    const int64_t groups = call_.groups.n;
+    const int64_t per_task = larger<int64_t>(1, kTaskSamples / (kGroups * call_.usual())) * kGroups;
     T* const advantages = batch ? nullptr : static_cast<T*>(call_.advantages);
     parallel((groups + per_task - 1) / per_task, [&](int64_t task) {
-      GroupLanes<T> lanes(o_, size);
+      GroupLanes<T> lanes(o_);
       const int64_t end = smaller(groups, (task + 1) * per_task);
       for (int64_t first = task * per_task; first < end; first += kGroups) {
         const int count = static_cast<int>(smaller<int64_t>(kGroups, end - first));
-        T* const a = advantages ? advantages + first * size : nullptr;
-        const bool done = lanes.run(r_ + first * size, count, call_.advantages != nullptr, stats(first), a);
+        const int64_t begin = call_.begin(first);
+        const bool done = lanes.run(r_ + begin, call_, first, count, call_.advantages != nullptr,
+                                    stats(first), advantages ? advantages + begin : nullptr);
         for (int64_t g = first; g < first + count; ++g) {
           if (done) {
             transform(g)[kFactor] = 1;
@@ -109,7 +102,7 @@ class Advantages {
   // not.
   template <class... Steps>
   void over_groups(Steps... steps) const {
-    const int64_t size = call_.groups.size, few = larger<int64_t>(1, kFew / size);
+    const int64_t size = call_.usual(), few = larger<int64_t>(1, kFew / size);
     const int64_t per_task = few * larger<int64_t>(1, kTaskSamples / (few * size));
     parallel((call_.groups.n + per_task - 1) / per_task, [&](int64_t task) {
       const int64_t end = smaller(call_.groups.n, (task + 1) * per_task);
@@ -126,8 +119,8 @@ class Advantages {
   // step(x, n) for the pieces of group g as doubles.
   template <class Step>
   void over_pieces(int64_t g, Step step) const {
-    const int64_t size = call_.groups.size;
-    const T* r = r_ + g * size;
+    const int64_t size = call_.length(g);
+    const T* r = r_ + call_.begin(g);
     alignas(64) double buffer[kPiece];
     for (int64_t first = 0; first < size; first += kPiece) {
       const int n = static_cast<int>(smaller<int64_t>(kPiece, size - first));
@@ -135,7 +128,7 @@ class Advantages {
     }
   }
 
-  // Pass 1 of consecutive samples; the column of the mean holds the sum.
+  // Pass 1; the column of the mean holds the sum.
   void extremes(int64_t g) const {
     const D zero = splat(0.0);
     LaneSum<double> sum;  // loses nothing: a mean near 0 would show it
@@ -158,7 +151,7 @@ class Advantages {
     s[kHigh] = max_lane(high);
   }
 
-  // Pass 2 of consecutive samples.
+  // Pass 2.
   void deviations(int64_t g) const {
     double* s = stats(g);
     const double f = transform(g)[kFactor] = factor(g);
@@ -188,51 +181,6 @@ class Advantages {
       }
     });
     return sum_lanes(sum);
-  }
-
-  // Passes 1 and 2 of samples by index; the sums are in `extra`.
-  void measure_by_index() const {
-    const Groups& groups = call_.groups;
-    Sum* sum = static_cast<Sum*>(call_.extra);
-    for (int64_t g = 0; g < groups.n; ++g) {
-      double* s = stats(g);
-      s[kCount] = s[kMean] = s[kSpread] = 0;
-      sum[g] = Sum();
-      s[kLow] = double(INFINITY);
-      s[kHigh] = -double(INFINITY);
-    }
-    for (int64_t i = 0; i < groups.samples; ++i) {
-      const double v = r_[i];
-      if (v != v) continue;
-      double* s = stats(groups.index[i]);
-      s[kCount] += 1;
-      sum[groups.index[i]].add(v);
-      s[kLow] = v < s[kLow] ? v : s[kLow];
-      s[kHigh] = v > s[kHigh] ? v : s[kHigh];
-    }
-    bool scaled = false;
-    for (int64_t g = 0; g < groups.n; ++g) {
-      scaled = scaled || factor(g) != 1;
-      transform(g)[kFactor] = factor(g);
-      transform(g)[kShift] = 0;  // of pass 2: the sum of d
-    }
-    if (scaled) {
-      for (int64_t g = 0; g < groups.n; ++g) sum[g] = Sum();
-      for (int64_t i = 0; i < groups.samples; ++i)
-        if (r_[i] == r_[i]) sum[groups.index[i]].add(r_[i] * transform(groups.index[i])[kFactor]);
-    }
-    for (int64_t g = 0; g < groups.n; ++g) {
-      stats(g)[kMean] = stats(g)[kCount] > 0 ? sum[g].value() / stats(g)[kCount] : 0;
-      sum[g] = Sum();  // now of d^2
-    }
-    for (int64_t i = 0; i < groups.samples; ++i) {
-      const int64_t g = groups.index[i];
-      const double d = r_[i] * transform(g)[kFactor] - stats(g)[kMean];
-      if (d != d) continue;
-      transform(g)[kShift] += d;
-      sum[g].add(d * d);
-    }
-    for (int64_t g = 0; g < groups.n; ++g) finish(g, stats(g)[kMean], transform(g)[kShift], sum[g].value());
   }
 
   double factor(int64_t g) const {
@@ -308,12 +256,12 @@ class Advantages {
     t[kMultiplier] = numerator == 0 ? 0 : numerator / divisor;
   }
 
-  // Pass 3 of consecutive samples.
+  // Pass 3; the results may take the rewards' place.
   void apply(int64_t g) const {
     const double* t = transform(g);
     const D f = splat(t[kFactor]), shift = splat(t[kShift]), multiplier = splat(t[kMultiplier]),
             zero = splat(0.0);
-    T* a = static_cast<T*>(call_.advantages) + g * call_.groups.size;
+    T* a = static_cast<T*>(call_.advantages) + call_.begin(g);
     over_pieces(g, [&](const double* x, int n) {
       alignas(64) double result[kPiece];
       for (int i = 0; i < n; i += kLanes<double>) {
@@ -323,14 +271,6 @@ class Advantages {
       for (int i = 0; i < n; ++i) a[i] = static_cast<T>(result[i]);
       a += n;
     });
-  }
-
-  void apply_by_index() const {
-    T* a = static_cast<T*>(call_.advantages);
-    for (int64_t i = 0; i < call_.groups.samples; ++i) {
-      const double *t = transform(call_.groups.index[i]), v = r_[i];
-      a[i] = v == v ? static_cast<T>((v * t[kFactor] - t[kShift]) * t[kMultiplier]) : T(0);
-    }
   }
 
   const GroupCall& call_;

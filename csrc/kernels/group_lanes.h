@@ -18,13 +18,22 @@ class GroupLanes {
   static constexpr int kGroups = kLanes<double>;  // side by side
   static constexpr int kMost = 32;                // samples of a group
 
-  GroupLanes(const AdvantageOptions& options, int64_t size) : o_(options), size_(size) {}
+  explicit GroupLanes(const AdvantageOptions& options) : o_(options) {}
 
-  // `count` groups from r on. a null: their statistics only; `deviation`: with the standard deviation in
-  // place of the sum of squares. False, with nothing written, if a reward is so large or small that its
-  // square is not a normal number, or infinite.
-  bool run(const T* r, int count, bool deviation, double* stats, T* a) {
+  // `count` groups of a call from `first` on, whose samples are r and whose results a. a null: their
+  // statistics only; `deviation`: with the standard deviation in place of the sum of squares. False, with
+  // nothing written, if a group is longer than kMost, or a reward is so large or small that its square is not
+  // a normal number, or infinite.
+  bool run(const T* r, const GroupCall& call, int64_t first, int count, bool deviation, double* stats, T* a) {
     const D zero = splat(0.0), one = splat(1.0);
+    equal_ = true;
+    size_ = 0;
+    for (int g = 0; g < count; ++g) {
+      length_[g] = call.length(first + g);
+      equal_ = equal_ && length_[g] == length_[0];
+      size_ = larger(size_, length_[g]);
+    }
+    if (size_ > kMost) return false;
     gather(r, count);
     D n = zero, sum = zero, low = splat(double(INFINITY)), high = zero - low;
     each([&](D v, int64_t) {
@@ -87,10 +96,13 @@ class GroupLanes {
     for (int64_t i = 0; i < size_; ++i) step(load(tile_ + i * kGroups), i);
   }
 
-  // tile[i][g] = r[g][i]; lanes without a group repeat the first.
+  // tile[i][g] = r[g][i], NaN past the end of a group; lanes without a group repeat the first.
   void gather(const T* r, int count) {
-    const double* rows = as_doubles(r, count * size_);
-    transpose(rows, size_, tile_, int64_t(kGroups), int64_t(count), size_);
+    if (equal_)
+      transpose(as_doubles(r, count * size_), size_, tile_, int64_t(kGroups), int64_t(count), size_);
+    else
+      for (int g = 0; g < count; r += length_[g], ++g)
+        for (int64_t i = 0; i < size_; ++i) tile_[i * kGroups + g] = i < length_[g] ? double(r[i]) : NAN;
     for (int64_t i = 0; i < size_; ++i)
       for (int g = count; g < kGroups; ++g) tile_[i * kGroups + g] = tile_[i * kGroups];
   }
@@ -100,10 +112,16 @@ class GroupLanes {
     return rows_;
   }
 
-  void scatter(double* a, int count) { transpose(tile_, int64_t(kGroups), a, size_, size_, int64_t(count)); }
+  void scatter(double* a, int count) {
+    if (equal_) return transpose(tile_, int64_t(kGroups), a, size_, size_, int64_t(count));
+    for (int g = 0; g < count; a += length_[g], ++g)
+      for (int64_t i = 0; i < length_[g]; ++i) a[i] = tile_[i * kGroups + g];
+  }
   void scatter(float* a, int count) {
+    int64_t n = 0;
+    for (int g = 0; g < count; ++g) n += length_[g];
     scatter(rows_, count);
-    for (int64_t i = 0; i < count * size_; ++i) a[i] = static_cast<float>(rows_[i]);
+    for (int64_t i = 0; i < n; ++i) a[i] = static_cast<float>(rows_[i]);
   }
 
   template <class... Columns>
@@ -119,7 +137,8 @@ class GroupLanes {
   }
 
   const AdvantageOptions& o_;
-  const int64_t size_;
+  int64_t size_ = 0, length_[kGroups];  // of the longest; of each
+  bool equal_ = true;
   alignas(64) double tile_[kMost * kGroups], rows_[kMost * kGroups];
 };
 

@@ -11,10 +11,14 @@ struct GroupCall {
   Rewards rewards;
   Groups groups;
   AdvantageOptions options;
-  double* stats = nullptr;      // (n, 5)
-  double* transform = nullptr;  // (n, 3): scratch
-  void* extra = nullptr;        // (n, 2) doubles: scratch, for groups by index
-  void* advantages = nullptr;   // (B,) of the rewards' dtype; null: statistics only
+  double* stats = nullptr;         // (n, 5)
+  double* transform = nullptr;     // (n, 3): scratch
+  const int64_t* first = nullptr;  // (n + 1,): where each group begins, where groups.size is 0
+  void* advantages = nullptr;      // (B,) of the rewards' dtype; null: statistics only
+
+  int64_t begin(int64_t g) const { return first ? first[g] : g * groups.size; }
+  int64_t length(int64_t g) const { return begin(g + 1) - begin(g); }
+  int64_t usual() const { return first ? (groups.samples + groups.n - 1) / groups.n : groups.size; }
 };
 
 // The tokens of sequence s are begin(s) .. begin(s + 1) - 1.
