@@ -175,9 +175,10 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
   return py::make_tuple(out, lse);
 }
 
-// The ordinary small call, without options or `out`: for arrays that need no look from Python, else None.
+// The ordinary small call, with no other options than these: for arrays and values that need no look from
+// Python, else None.
 py::object attention_quick(const py::object& q_object, const py::object& k_object, const py::object& v_object,
-                           bool causal, bool want_lse) {
+                           const py::object& causal, bool want_lse, const py::object& scale) {
   const py::object* const objects[] = {&q_object, &k_object, &v_object};
   for (const py::object* object : objects) {
     if (!py::isinstance<py::array>(*object)) return py::none();
@@ -194,16 +195,28 @@ py::object attention_quick(const py::object& q_object, const py::object& k_objec
   const py::ssize_t B = q.shape(0), Hq = q.shape(1), S = q.shape(2), D = q.shape(3), Hkv = k.shape(1),
                     K = k.shape(2);
   if (k.dtype().num() != num || v.dtype().num() != num || k.shape(0) != B || v.shape(0) != B || Hkv == 0 ||
-      Hq % Hkv != 0 || v.shape(1) != Hkv || k.shape(3) != D || v.shape(2) != K || D == 0 ||
-      (causal && S != K))
+      Hq % Hkv != 0 || v.shape(1) != Hkv || k.shape(3) != D || v.shape(2) != K || D == 0)
     return py::none();
+  npkernels::AttentionOptions options;
+  std::vector<int64_t> offset;
+  if (causal.ptr() != Py_False) {
+    const bool text = PyUnicode_CheckExact(causal.ptr());
+    const bool from_end = text && PyUnicode_CompareWithASCIIString(causal.ptr(), "bottom_right") == 0;
+    const bool from_start = text ? PyUnicode_CompareWithASCIIString(causal.ptr(), "top_left") == 0
+                                 : causal.ptr() == Py_True && S == K;
+    if (!from_end && !from_start) return py::none();
+    options.causal = true;
+    if (from_end) offset.assign(static_cast<size_t>(B), K - S), options.offset = offset.data();
+  }
+  options.scale = 1 / std::sqrt(static_cast<double>(D));
+  if (!scale.is_none()) {
+    if (!PyFloat_CheckExact(scale.ptr()) || !std::isfinite(PyFloat_AS_DOUBLE(scale.ptr()))) return py::none();
+    options.scale = PyFloat_AS_DOUBLE(scale.ptr());
+  }
   const DType dtype = num == 11 ? DType::float32 : num == 12 ? DType::float64 : DType::float16;
   py::array out(q.dtype(), std::vector<py::ssize_t>{B, Hq, S, v.shape(3)});
   void* to_lse;
   const py::object lse = new_lse(want_lse, dtype, B, Hq, S, &to_lse);
-  npkernels::AttentionOptions options;
-  options.scale = 1 / std::sqrt(static_cast<double>(D));
-  options.causal = causal;
   const Array query = args::view(q, dtype), key = args::view(k, dtype), value = args::view(v, dtype),
               target = args::view(out, dtype);
   bool done;
@@ -471,7 +484,8 @@ void bind_attention(py::module_& m) {
   using py::arg;
   m.def("attention", &attention, arg("q"), arg("k"), arg("v"), arg("options"), arg("want_lse"),
         arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("out"));
-  m.def("attention_quick", &attention_quick, arg("q"), arg("k"), arg("v"), arg("causal"), arg("want_lse"));
+  m.def("attention_quick", &attention_quick, arg("q"), arg("k"), arg("v"), arg("causal"), arg("want_lse"),
+        arg("scale"));
   m.def("attention_output", &attention_output, arg("function"), arg("q"), arg("k"), arg("v"), arg("out"));
   m.def("attention_cached", &attention_cached, arg("q"), arg("k"), arg("v"), arg("k_scale"), arg("v_scale"),
         arg("block_table"), arg("options"), arg("want_lse"), arg("out"));

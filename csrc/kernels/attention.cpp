@@ -28,6 +28,7 @@ namespace npkernels::NPK_ISA {
 namespace {
 
 constexpr int kTogether = 4;             // keys and values that few rows take at a time
+constexpr int kAhead = 16;               // and how many later ones are fetched meanwhile
 constexpr int kFew = kLanes<float> / 2;  // rows up to which the entries of a head lie across the lanes
 
 // The scratch of one worker.
@@ -162,58 +163,66 @@ class Forward {
                                         scratch_.o + group.lane, int64_t(kBlock<T>));
   }
 
-  // Decoding reads every key and value once and waits for memory: the rows after the next ones are fetched
-  // meanwhile.
-  static void fetch(const T* rows, int64_t pitch, int count, int64_t n) {
-    for (int j = 0; j < count; ++j)
-      for (int64_t d = 0; d < n; d += 64 / int64_t(sizeof(T))) prefetch(rows + j * pitch + d);
+  // Decoding reads every key and value once and waits for memory, so while some rows are worked on, those
+  // after the next ones are fetched: line by line, since many at once would hold up what is read now.
+  static constexpr int kLine = larger(1, 64 / int(sizeof(Vec<T>)));  // registers
+  template <int J>
+  static void fetch(const T* rows, int64_t pitch, int64_t d) {
+    for (int j = 0; j < J; ++j) prefetch(rows + (j + kAhead) * pitch + d);
   }
 
-  // Calls f(Count<J>, j) for n keys, kTogether at a time.
+  // Calls f(Count<J>, Count<R>, Bool<first>, j, r) for all n keys and the block's rows, in tiles; `first` for
+  // the first of a key's tiles.
   template <class F>
-  static void keys_together(int n, F f) {
+  void tiles(int n, F f) const {
+    const auto keys = [&](auto count, int j) {
+      if (block_.rows == 1) return f(count, Count<1>{}, Bool<true>{}, j, 0);
+      f(count, Count<2>{}, Bool<true>{}, j, 0);
+      int r = 2;
+      for (; r + 2 <= block_.rows; r += 2) f(count, Count<2>{}, Bool<false>{}, j, r);
+      if (r < block_.rows) f(count, Count<1>{}, Bool<false>{}, j, r);
+    };
     int j = 0;
-    for (; j + kTogether <= n; j += kTogether) f(Count<kTogether>{}, j);
-    for (; j < n; ++j) f(Count<1>{}, j);
+    for (; j + kTogether <= n; j += kTogether) keys(Count<kTogether>{}, j);
+    for (; j < n; ++j) keys(Count<1>{}, j);
   }
 
   // st[j][r] = k[j] . q[r] for few rows; the other lanes repeat the last.
   void dot_rows(const T* k, int64_t k_pitch, int n, T* st) const {
-    const bool whole = call_.dim % kLanes<T> == 0;
-    keys_together(n, [&](auto count, int j) {
-      constexpr int J = decltype(count)::value;
-      fetch(k + (j + 2 * J) * k_pitch, k_pitch, J, call_.dim);
-      int r = 0;
-      const auto rows = [&](auto height) {
-        constexpr int R = decltype(height)::value;
-        for (; r + R <= block_.rows; r += R)
-          if (whole)
-            dot_tile<J, R, true>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
-          else
-            dot_tile<J, R, false>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
-      };
-      rows(Count<2>{});
-      rows(Count<1>{});
+    const bool whole = call_.dim % (kLine * kLanes<T>) == 0;
+    tiles(n, [&](auto count, auto height, auto first, int j, int r) {
+      constexpr int J = decltype(count)::value, R = decltype(height)::value;
+      constexpr bool kFirst = decltype(first)::value;
+      if (whole)
+        dot_tile<J, R, kFirst, true>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
+      else
+        dot_tile<J, R, kFirst, false>(k + j * k_pitch, k_pitch, r, st + j * kGroup<T> + r);
     });
     for (int j = 0; j < n; ++j)
       for (int i = block_.rows; i < kLanes<T>; ++i)
         st[j * kGroup<T> + i] = st[j * kGroup<T> + block_.rows - 1];
   }
 
-  template <int J, int R, bool kWhole>
+  template <int J, int R, bool kFirst, bool kWhole>
   void dot_tile(const T* k, int64_t k_pitch, int row, T* st) const {
     const int64_t q_pitch = padded<T>(call_.dim);
     Vec<T> acc[J][R];
     for (int j = 0; j < J; ++j)
       for (int r = 0; r < R; ++r) acc[j][r] = splat(T(0));
-    for (int64_t d = 0; d < call_.dim; d += kLanes<T>) {
-      Vec<T> q[R];
-      for (int r = 0; r < R; ++r) q[r] = load(scratch_.q + (row + r) * q_pitch + d);
+    for (int64_t line = 0; line < call_.dim; line += kLine * kLanes<T>) {
+      if (kFirst) fetch<J>(k, k_pitch, line);
+#pragma GCC unroll 4
+      for (int u = 0; u < kLine; ++u) {
+        const int64_t d = line + u * kLanes<T>;
+        if (!kWhole && d >= call_.dim) break;
+        Vec<T> q[R];
+        for (int r = 0; r < R; ++r) q[r] = load(scratch_.q + (row + r) * q_pitch + d);
 #pragma GCC unroll 8
-      for (int j = 0; j < J; ++j) {
-        const T* const at = k + j * k_pitch + d;
-        const Vec<T> key = kWhole ? load(at) : load_upto(at, call_.dim - d, T(0));
-        for (int r = 0; r < R; ++r) acc[j][r] = fma(key, q[r], acc[j][r]);
+        for (int j = 0; j < J; ++j) {
+          const T* const at = k + j * k_pitch + d;
+          const Vec<T> key = kWhole ? load(at) : load_upto(at, call_.dim - d, T(0));
+          for (int r = 0; r < R; ++r) acc[j][r] = fma(key, q[r], acc[j][r]);
+        }
       }
     }
     for (int j = 0; j < J; ++j)
@@ -223,28 +232,18 @@ class Forward {
   // o[r] += sum over j of st[j][r] v[j] for few rows.
   void add_rows(const T* v, int64_t v_pitch, int n, const T* st, bool careful) {
     const bool plain = call_.value_dim % kLanes<T> == 0 && !careful;
-    keys_together(n, [&](auto count, int j) {
-      constexpr int J = decltype(count)::value;
-      fetch(v + (j + 2 * J) * v_pitch, v_pitch, J, call_.value_dim);
-      int r = 0;
-      const auto rows = [&](auto height) {
-        constexpr int R = decltype(height)::value;
-        for (; r + R <= block_.rows; r += R)
-          add_tile<J, R>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, r);
-      };
-      if (plain) {
-        rows(Count<2>{});
-        rows(Count<1>{});
-      } else {
-        for (; r < block_.rows; ++r)
-          add_tile_careful<J>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, r, careful);
-      }
+    tiles(n, [&](auto count, auto height, auto first, int j, int r) {
+      constexpr int J = decltype(count)::value, R = decltype(height)::value;
+      constexpr bool kFirst = decltype(first)::value;
+      if (plain) return add_tile<J, R, kFirst>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + r, r);
+      for (int i = r; i < r + R; ++i)
+        add_tile_careful<J>(v + j * v_pitch, v_pitch, st + j * kGroup<T> + i, i, careful);
     });
   }
 
-  // Of J values and R rows; Dv is a multiple of the lanes. Two registers of each row go together, since a sum
-  // waits for the one before it.
-  template <int J, int R>
+  // Of J values and R rows; Dv is a multiple of the lanes. Some registers of each row go together, since a
+  // sum waits for the one before it.
+  template <int J, int R, bool kFirst>
   void add_tile(const T* v, int64_t v_pitch, const T* st, int row) const {
     T* const o = scratch_.o + row * o_pitch_;
     Vec<T> p[J][R];
@@ -254,6 +253,8 @@ class Forward {
     const auto columns = [&](auto width) {
       constexpr int U = decltype(width)::value;
       for (; d + U * kLanes<T> <= call_.value_dim; d += U * kLanes<T>) {
+        if (kFirst)
+          for (int u = 0; u < U; u += kLine) fetch<J>(v, v_pitch, d + u * kLanes<T>);
         Vec<T> acc[R][U];
         for (int r = 0; r < R; ++r)
           for (int u = 0; u < U; ++u) acc[r][u] = load(o + r * o_pitch_ + d + u * kLanes<T>);

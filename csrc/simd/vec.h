@@ -14,6 +14,7 @@
 //   mul_pow2_normal(x, n)                         the same where x and the result are normal numbers; where x
 //   or n is
 //                                                 NaN, so is the result
+//   kOnePower                                     whether mul_pow2 costs no more than mul_pow2_normal
 //   kZeroPower<T>                                 an n for which mul_pow2_normal(1, n) is 0
 //   sum_lanes(v)                                  all lanes, added in double in a fixed order
 //   max_lane(v)                                   the largest lane; v holds no NaN
@@ -38,6 +39,9 @@
 #ifndef NPK_ISA
 #error "NPK_ISA names the instruction set; cmake/NpkernelsIsa.cmake defines it"
 #endif
+
+// For functions of arrays of registers, which a call would send through memory.
+#define NPK_INLINE inline __attribute__((always_inline))
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -119,12 +123,12 @@ inline void flags_to_numbers(const char* bytes, int64_t n, T* to) {
 }
 
 template <class T>
-inline T smaller(T a, T b) {
+constexpr T smaller(T a, T b) {
   return b < a ? b : a;
 }
 
 template <class T>
-inline T larger(T a, T b) {
+constexpr T larger(T a, T b) {
   return a < b ? b : a;
 }
 
