@@ -162,7 +162,7 @@ class Policy {
     if (q.whole) {  // n times what does not depend on logp, and the rest times the sum of logp
       const Terms<double> l = Surrogate<double>::of(PolicyConstants<double>(o_), splat(q.exact_rho),
                                                     splat(double(q.one_A)), splat(0.0));
-      const bool idle = q.one_A == 0;
+      const bool idle = q.one_A == 0 || q.exact_c == 0;
       sums[kLoss] =
           idle ? 0 : double(kept) * l.loss[0] + (l.direct[0] == 0 ? 0 : l.direct[0] * summed_logp(q));
       sums[kSlope] = idle ? 0 : double(kept) * l.slope[0];
@@ -181,14 +181,16 @@ class Policy {
       const V A = advantage(q, there, t, end);
       const V given = select(there, load_upto(q.logp + t, end - t, T(0)), zero);
       const V d = load(piece.d + (t - origin)), rho = load(piece.rho + (t - origin));
-      const Mask<T> idle = equal(A, zero);  // no loss, whatever rho and logp are
-      const Terms<T> l = Surrogate<T>::of(k_, select(idle, one, rho), A, select(idle, zero, given));
       V c = one;  // that of a whole sequence is multiplied last
       if (q.sampler) {
         const V gap = load_upto(q.old + t, end - t, T(0)) - load_upto(q.sampler + t, end - t, T(0));
         if (!o_.importance_of_sequence) c = correction<T>(k_, select(there, gap, zero), T(o_.importance_cap));
         part[kImportance] = part[kImportance] + select(there, c, zero);
       }
+      // Without an advantage, or dropped by the correction, no loss, whatever rho and logp are.
+      const V worth = select(equal(q.exact_c == 0 ? zero : c, zero), zero, A);
+      const Mask<T> idle = equal(worth, zero);
+      const Terms<T> l = Surrogate<T>::of(k_, select(idle, one, rho), worth, select(idle, zero, given));
       part[kLoss] = part[kLoss] + c * l.loss;
       part[kRatio] = part[kRatio] + select(there, rho, zero);
       part[kOldKl] = part[kOldKl] + d;

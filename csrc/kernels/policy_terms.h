@@ -91,12 +91,12 @@ struct BoundedClipTerms {
   }
 };
 
-// -r A logp, r the clipped ratio held constant (CISPO, MiniMax 2025).
+// -r A logp, r the clipped ratio held constant (CISPO, MiniMax 2025); 0 where r is, whatever logp is.
 template <class T>
 struct CapTerms {
   static Terms<T> of(const PolicyConstants<T>& k, Vec<T> rho, Vec<T> A, Vec<T> logp) {
     const Vec<T> zero = splat(T(0)), direct = zero - within(rho, k.low, k.high) * A;
-    return {direct * logp, zero, direct};
+    return {select(equal(direct, zero), zero, direct * logp), zero, direct};
   }
 };
 
@@ -107,7 +107,8 @@ struct GateTerms {
     const Vec<T> zero = splat(T(0)), one = splat(T(1));
     const Vec<T> tau = select(greater(A, zero), splat(k.tau_up), splat(k.tau_down));
     const Vec<T> s = one / (one + exp_any<T>(zero - tau * (rho - one))), scaled = zero - A * splat(T(4));
-    return {scaled / tau * s, scaled * s * (one - s) * rho, zero};
+    const Vec<T> steep = s * (one - s);  // 0 before rho is infinite
+    return {scaled / tau * s, select(equal(steep, zero), zero, scaled * steep * rho), zero};
   }
 };
 
