@@ -12,15 +12,15 @@ template <class Type, bool kSmooth>
 struct CrossEntropy {
   using T = Type;
   struct State {
-    RowStats<T, Normaliser> stats;
+    KeptStats<T, Normaliser> stats;
     T chosen = 0;  // the target's logit
     Sum weighted;  // sum of w[c] (x[c] - m) over the entries seen
     Sum seen;      // sum of their w[c]
-    T p_scale = 0, target_term = 0, smooth_term = 0;
+    T target_term = 0, smooth_term = 0;
     int64_t id = -1;
   };
   static constexpr int inputs = 1, outputs = 1;
-  static constexpr bool reduces = true, chooses = true;
+  static constexpr bool reduces = true, chooses = true, keeps = true;
   static constexpr T fill[] = {-INFINITY}, blank[] = {0};
   static constexpr bool scaled[] = {false};
   const LossCall& call;
@@ -32,14 +32,15 @@ struct CrossEntropy {
 
   State begin(int64_t row) const {
     State s;
+    s.stats = KeptStats<T, Normaliser>(emits(), call.n);
     s.id = call.ids[row];
     return s;
   }
 
-  void reduce(State& s, int64_t first, const T* const* x, int n) const {
+  void reduce(State& s, int64_t first, const T* const* x, int n, T* kept) const {
     if (s.id < 0) return;
     const T before = s.stats.m;
-    const bool rose = s.stats.add(x[0], n);
+    const bool rose = s.stats.read(first, x[0], n, kept);
     if constexpr (kSmooth) {
       if (rose && s.seen.value() > 0) s.weighted.add(s.seen.value() * (double(before) - double(s.stats.m)));
       add_weighted(s, x[0], weight ? weight + first : nullptr, n);
@@ -58,21 +59,20 @@ struct CrossEntropy {
     if constexpr (kSmooth) loss += smooth * (call.weight_sum * log_sum - s.weighted.value());
     static_cast<T*>(call.loss)[row] = static_cast<T>(loss);
     const double g = call.grad_scale;
-    s.p_scale = static_cast<T>(g * (target + smooth * call.weight_sum) / s.stats.sum());
+    s.stats.scale = g * (target + smooth * call.weight_sum) / s.stats.sum();
     s.target_term = static_cast<T>(g * target);
     s.smooth_term = static_cast<T>(g * smooth);
   }
 
-  void emit(const State& s, int64_t first, const T* const* x, T* const* dx, int n) const {
-    const Vec<T> m = splat(s.stats.m), p_scale = splat(s.p_scale), smooth = splat(s.smooth_term),
-                 one = splat(T(1));
-    for (int i = 0; i < n; i += kLanes<T>) {
-      Vec<T> g = splat(T(0));
-      if (s.id >= 0) {
-        g = exp_negative<T>(load_upto(x[0] + i, n - i, T(0)) - m) * p_scale;
-        if constexpr (kSmooth) g = g - smooth * (weight ? load_upto(weight + first + i, n - i, T(0)) : one);
+  void emit(const State& s, int64_t first, const T* const* x, const T* kept, T* const* dx, int n) const {
+    if (s.id < 0) return fill_chunk(dx[0], n, T(0));
+    s.stats.emit(first, x[0], kept, dx[0], n);
+    if constexpr (kSmooth) {
+      const Vec<T> smooth = splat(s.smooth_term), one = splat(T(1));
+      for (int i = 0; i < n; i += kLanes<T>) {
+        const Vec<T> w = weight ? load_upto(weight + first + i, n - i, T(0)) : one;
+        store_upto(dx[0] + i, load_upto(dx[0] + i, n - i, T(0)) - smooth * w, n - i);
       }
-      store_upto(dx[0] + i, g, n - i);
     }
     if (s.id >= first && s.id < first + n) dx[0][s.id - first] -= s.target_term;
   }

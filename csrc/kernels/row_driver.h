@@ -11,12 +11,14 @@
 //   reduce(State&, first, x, n)          entries first .. first+n-1, x[i] the chunk of input i
 //   finish(State&, row)                  between the passes; the place for per-row results
 //   emit(State&, first, x, y, n)
-// A kernel that `keeps` has also  reduce_keeping(State&, x, n, kept)  and  emit_kept(State&, kept, y, n), for
-// rows of one chunk: what the first pass computes of each entry is kept for the second.
-// A row that is contiguous and of type T is read and written where it lies. Otherwise chunks go through a
-// tile in cache; if the rows' entries are apart in memory but neighbouring rows are adjacent, a tile takes
-// several rows, so that whole cache lines are used.
+// A kernel that `keeps` has instead  reduce(State&, first, x, n, kept)  and  emit(State&, first, x, kept, y,
+// n): where kept is not null, what the first pass writes there of each entry is what the second finds, and x
+// is not read then. A row that is contiguous and of type T is read and written where it lies. Otherwise
+// chunks go through a tile in cache; if the rows' entries are apart in memory but neighbouring rows are
+// adjacent, a tile takes several rows, so that whole cache lines are used.
 #pragma once
+
+#include <stdlib.h>
 
 #include "../simd/math.h"
 #include "npkernels/threads.h"
@@ -25,12 +27,22 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-constexpr int kChunk = 1024;             // entries per chunk: 4 KB of float32, a quarter of the smallest L1
-constexpr int64_t kTaskEntries = 32768;  // entries per parallel task
+template <bool kValue>
+struct Bool {
+  static constexpr bool value = kValue;
+};
+
+constexpr int kChunk = 1024;  // entries per chunk: 4 KB of float32, a quarter of the smallest L1
+template <class T>
+constexpr int64_t kKeptMost = (1 << 20) / sizeof(T);  // entries of a row that are kept: 1 MB a thread
+constexpr int64_t kTaskEntries = 32768;               // entries per parallel task
 constexpr int kPitch =
     kChunk + 16;            // from row to row of a tile; not a power of two, which would collide in L1
-constexpr int kStep = 256;  // entries written at a time: their lines of the next row are fetched meanwhile
+constexpr int kStep = 256;  // entries written at a time
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache
+// While a row of up to this size is written, the next is fetched; a longer one would drive this out of the
+// cache.
+constexpr int64_t kFetchedBytes = 64 << 10;
 
 template <class S>
 struct ComputeOf {
@@ -112,6 +124,11 @@ inline void transform_chunk(const T* x, T* y, int n, F f) {
   }
 }
 
+template <class T>
+inline void fill_chunk(T* y, int n, T value) {
+  for (int i = 0; i < n; i += kLanes<T>) store_upto(y + i, splat(value), n - i);
+}
+
 // step(i, acc) adds the terms i .. i+kLanes-1 to acc; the sum of all n terms.
 template <class T, class Step>
 inline double sum_of(int n, Step step) {
@@ -125,12 +142,16 @@ inline double sum_of(int n, Step step) {
   return sum.total();
 }
 
-// Calls f(task) for every task on the library's threads.
+// Calls f(task, worker) or f(task) for every task on the library's threads.
+template <class F>
+inline void parallel(int64_t tasks, int workers, F f) {
+  parallel_tasks(
+      tasks, workers,
+      [](void* context, int64_t task, int worker) { (*static_cast<F*>(context))(task, worker); }, &f);
+}
 template <class F>
 inline void parallel(int64_t tasks, F f) {
-  parallel_tasks(
-      tasks, workers_for(tasks), [](void* context, int64_t task, int) { (*static_cast<F*>(context))(task); },
-      &f);
+  parallel(tasks, workers_for(tasks), [&](int64_t task, int) { f(task); });
 }
 
 // Where a row of an operand begins.
@@ -143,23 +164,44 @@ inline char* row_of(const RowCall& call, const RowOperand& operand, int64_t row)
   return p + row * operand.outer[0];
 }
 
-// The passes as functions of their own, compiled once for all storage types of T.
-template <class Kernel>
-__attribute__((noinline)) void reduce_chunk(const Kernel& kernel, typename Kernel::State& state,
-                                            int64_t first, const typename Kernel::T* const* x, int n) {
-  kernel.reduce(state, first, x, n);
-}
-template <class Kernel>
-__attribute__((noinline)) void emit_chunk(const Kernel& kernel, const typename Kernel::State& state,
-                                          int64_t first, const typename Kernel::T* const* x,
-                                          typename Kernel::T* const* y, int n) {
-  kernel.emit(state, first, x, y, n);
+inline bool is_masked(const RowCall& call, int64_t row, int64_t index) {
+  return call.masked && !row_of(call, call.mask, row)[index * call.mask.inner];
 }
 
 template <class Kernel, class = void>
 constexpr bool kKeeps = false;
 template <class Kernel>
 constexpr bool kKeeps<Kernel, decltype(void(Kernel::keeps))> = true;
+
+// The passes over a chunk.
+template <class Kernel, class T = typename Kernel::T>
+inline void reduce_inline(const Kernel& kernel, typename Kernel::State& state, int64_t first,
+                          const T* const* x, int n, T* kept) {
+  if constexpr (kKeeps<Kernel>)
+    kernel.reduce(state, first, x, n, kept);
+  else
+    kernel.reduce(state, first, x, n);
+}
+template <class Kernel, class T = typename Kernel::T>
+inline void emit_inline(const Kernel& kernel, const typename Kernel::State& state, int64_t first,
+                        const T* const* x, const T* kept, T* const* y, int n) {
+  if constexpr (kKeeps<Kernel>)
+    kernel.emit(state, first, x, kept, y, n);
+  else
+    kernel.emit(state, first, x, y, n);
+}
+// The same as functions of their own, compiled once for all storage types of T.
+template <class Kernel, class T = typename Kernel::T>
+__attribute__((noinline)) void reduce_chunk(const Kernel& kernel, typename Kernel::State& state,
+                                            int64_t first, const T* const* x, int n, T* kept) {
+  reduce_inline(kernel, state, first, x, n, kept);
+}
+template <class Kernel, class T = typename Kernel::T>
+__attribute__((noinline)) void emit_chunk(const Kernel& kernel, const typename Kernel::State& state,
+                                          int64_t first, const T* const* x, const T* kept, T* const* y,
+                                          int n) {
+  emit_inline(kernel, state, first, x, kept, y, n);
+}
 
 template <class S, class Kernel>
 class RowDriver {
@@ -172,6 +214,7 @@ class RowDriver {
   RowDriver(const Kernel& kernel, const RowCall& call) : kernel_(kernel), call_(call) {
     divide_ = call.temperature != 1.0;
     large_ = call.rows * call.n * int64_t(sizeof(S)) >= kStreamBytes;
+    fetches_ = large_ && call.n * int64_t(sizeof(S)) <= kFetchedBytes;
     for (int i = 0; i < Kernel::inputs; ++i) {
       direct_in_[i] = kSameType && !call.masked && call.in[i].inner == int64_t(sizeof(S)) &&
                       !(divide_ && Kernel::scaled[i]);
@@ -196,23 +239,34 @@ class RowDriver {
     const int64_t tiles = call_.rows / last * per_line;
     const int64_t per_task = larger<int64_t>(1, kTaskEntries / larger<int64_t>(1, call_.n * tile_rows));
     const int64_t tasks = (tiles + per_task - 1) / per_task;
-    parallel(tasks, [&](int64_t task) {
+    const int workers = workers_for(tasks);
+    // Where the memory cannot be had, nothing is kept.
+    const int64_t room = kept_room();
+    T* const kept = room ? static_cast<T*>(aligned_alloc(64, size_t(workers * room) * sizeof(T))) : nullptr;
+    parallel(tasks, workers, [&](int64_t task, int worker) {
       const int64_t end = smaller(tiles, (task + 1) * per_task);
       for (int64_t tile = task * per_task; tile < end; ++tile) {
         const int64_t row = tile / per_line * last + tile % per_line * tile_rows;
         const int height = static_cast<int>(smaller(tile_rows, last - tile % per_line * tile_rows));
         if (tile_rows == 1)
-          run_rows<1, 1>(row, 1);
+          run_rows<1, 1>(row, 1, kept ? kept + worker * room : nullptr);
         else if (!together)
-          run_rows<kRows, kRows>(row, height);
+          run_rows<kRows, kRows>(row, height, nullptr);
         else if constexpr (kSameType)
-          run_rows<kRows, 1>(row, height);
+          run_rows<kRows, 1>(row, height, nullptr);
       }
       if (stream_) stream_fence();
     });
+    free(kept);
   }
 
  private:
+  // Entries of a row that a worker keeps elsewhere than on its stack.
+  int64_t kept_room() const {
+    const bool wanted = kKeeps<Kernel> && kernel_.emits() && contiguous_;
+    return wanted && call_.n > kChunk && call_.n <= kKeptMost<T> ? (call_.n + 15) / 16 * 16 : 0;
+  }
+
   // Where a row lies, and how far away its neighbour is.
   struct Place {
     char *in[Kernel::inputs], *out[Kernel::outputs + 1], *mask;
@@ -243,17 +297,21 @@ class RowDriver {
   }
 
   // Rows row .. row+height-1, neighbours along the last outer axis. The buffer is as high as rows that are
-  // not direct need. Short rows where they lie (kBuffered < kHeight) would notice a call each.
+  // not direct need. Short rows where they lie (kBuffered < kHeight) would notice a call each. `room` is for
+  // a row that is kept and too long for the stack.
   template <int kHeight, int kBuffered>
-  void run_rows(int64_t row, int height) const {
+  void run_rows(int64_t row, int height, T* room) const {
     constexpr bool kShort = kBuffered < kHeight;
     constexpr bool kMayKeep = kKeeps<Kernel> && kBuffered == 1;
-    constexpr int kKept = kShort ? kStep : kChunk;
-    alignas(64) T kept[kMayKeep ? kHeight * kKept : 1];
-    const bool keep = kMayKeep && call_.n <= kKept;
+    constexpr int kOnStack = kShort ? kStep : kChunk;
+    alignas(64) T few[kMayKeep ? kHeight * kOnStack : 1];
+    T* const kept = kMayKeep && call_.n <= kOnStack && kernel_.emits() ? few : room;
     alignas(64) T buffer[kArrays][kBuffered * kPitch];
     typename Kernel::State state[kHeight];
     Place place(call_, row);
+    const auto kept_at = [kept](int r, int64_t first) {
+      return kept ? kept + r * kOnStack + first : nullptr;
+    };
     int64_t x_step[Kernel::inputs], y_step[Kernel::outputs + 1];  // entries from row to row
     for (int i = 0; i < Kernel::inputs; ++i)
       x_step[i] = direct_in_[i] && kShort ? place.in_step[i] / int64_t(sizeof(T)) : kPitch;
@@ -276,12 +334,10 @@ class RowDriver {
         const T* x[Kernel::inputs];
         read(place, first, n, kShort ? 1 : height, buffer, x);
         for (int r = 0; r < height; ++r) {
-          if (keep)
-            keeping([&](auto& k) { k.reduce_keeping(state[r], x[0], n, kept + r * kKept); });
-          else if constexpr (kShort)
-            kernel_.reduce(state[r], first, x, n);
+          if constexpr (kShort)
+            reduce_inline(kernel_, state[r], first, x, n, kept_at(r, first));
           else
-            reduce_chunk(kernel_, state[r], first, x, n);
+            reduce_chunk(kernel_, state[r], first, x, n, kept_at(r, first));
           for (int i = 0; i < Kernel::inputs; ++i) x[i] += x_step[i];
         }
       }
@@ -296,29 +352,21 @@ class RowDriver {
       const int n = static_cast<int>(smaller<int64_t>(step, call_.n - first));
       const T* x[Kernel::inputs] = {};
       T* y[Kernel::outputs + 1];
-      if (large_) prefetch_next(place, first, n);
-      if (!keep) read(place, first, n, kShort ? 1 : height, buffer, x);
+      if (fetches_) prefetch_next(place, first, n);
+      if (!kept) read(place, first, n, kShort ? 1 : height, buffer, x);
       for (int i = 0; i < Kernel::outputs; ++i)
         y[i] = direct_out_[i] ? reinterpret_cast<T*>(place.out[i]) + first : buffer[Kernel::inputs + i];
       for (int r = 0; r < height; ++r) {
-        if (keep)
-          keeping([&](auto& k) { k.emit_kept(state[r], kept + r * kKept + first, y[0], n); });
-        else if constexpr (kShort)
-          kernel_.emit(state[r], first, x, y, n);
+        if constexpr (kShort)
+          emit_inline(kernel_, state[r], first, x, kept_at(r, first), y, n);
         else
-          emit_chunk(kernel_, state[r], first, x, y, n);
-        for (int i = 0; i < Kernel::inputs && !keep; ++i) x[i] += x_step[i];
+          emit_chunk(kernel_, state[r], first, x, kept_at(r, first), y, n);
+        for (int i = 0; i < Kernel::inputs && !kept; ++i) x[i] += x_step[i];
         for (int i = 0; i < Kernel::outputs; ++i) y[i] += y_step[i];
       }
       for (int i = 0; i < Kernel::outputs; ++i)
         if (!direct_out_[i]) write(place, i, first, n, height, buffer[Kernel::inputs + i]);
     }
-  }
-
-  // f(kernel), for kernels that keep.
-  template <class F>
-  void keeping(F f) const {
-    if constexpr (kKeeps<Kernel>) f(kernel_);
   }
 
   // Asks for the same entries of the next row.
@@ -441,7 +489,7 @@ class RowDriver {
 
   const Kernel& kernel_;
   const RowCall& call_;
-  bool divide_ = false, contiguous_ = true, large_ = false, stream_ = false;
+  bool divide_ = false, contiguous_ = true, large_ = false, fetches_ = false, stream_ = false;
   bool direct_in_[Kernel::inputs];
   bool direct_out_[Kernel::outputs + 1];
 };

@@ -35,61 +35,10 @@ struct RowStats {
   Sum moment;       // of exp(x - m) (x - m)
   Sum square;       // of exp(x - m)^2 over the others
 
-  // Returns whether m rose. With `exact` the exponentials are those of exp_negative, and kept, if given, gets
-  // them; it has room for whole lockstep blocks.
-  bool add(const T* x, int n, bool exact = false, T* kept = nullptr) {
-    const T top = chunk_max(x, n);
-    const bool rose = top > m;
-    if (rose) {
-      rescale(top);
-      m = top;
-    }
-    const T shift = m == T(-INFINITY) ? T(0) : m;  // exp(-inf - 0) = 0
-    const Vec<T> vm = splat(shift), lowest = splat(ExpConstants<T>::lowest), zero = splat(T(0));
-    LaneSum<T> sum, first_moment, squares;
-    int equals = 0;
-    for (int i = 0; i < n;) {
-      Vec<T> part = zero, moment_part = zero, square_part = zero;
-      for (const int end = smaller(n, i + kSummed<T> * kLanes<T>); i < end; i += kLockstep * kLanes<T>) {
-        Vec<T> xi[kLockstep], e[kLockstep], bounded[kLockstep];
-#pragma GCC unroll 4
-        for (int u = 0; u < kLockstep; ++u) {
-          const int at = i + u * kLanes<T>;
-          if (u * sizeof(Vec<T>) % 64 == 0) prefetch(x + at + kChunk);  // the next chunk comes meanwhile
-          xi[u] = load_upto(x + at, n - at, T(-INFINITY));
-          // exp is 0 at `lowest`, or next to it, and 0 * lowest is 0 where 0 * -inf is not
-          bounded[u] = What::entropy ? max_of(lowest, xi[u] - vm) : xi[u] - vm;
-          e[u] = bounded[u];
-        }
-        if (exact)
-          exp_negative<T>(e);
-        else
-          exp_weight<T>(e);
-        if (kept)
-#pragma GCC unroll 4
-          for (int u = 0; u < kLockstep; ++u) store(kept + i + u * kLanes<T>, e[u]);
-#pragma GCC unroll 4
-        for (int u = 0; u < kLockstep; ++u) {
-          if constexpr (What::entropy) moment_part = fma(e[u], bounded[u], moment_part);
-          if constexpr (What::split) {
-            const Mask<T> tie = equal(xi[u], vm);  // also where both are +inf and the difference is NaN
-            equals += count(tie);
-            e[u] = select(tie, zero, e[u]);
-          }
-          part = part + e[u];
-          if constexpr (What::squares) square_part = fma(e[u], e[u], square_part);
-        }
-      }
-      sum.add(part);
-      if constexpr (What::entropy) first_moment.add(moment_part);
-      if constexpr (What::squares) squares.add(square_part);
-    }
-    ties += equals;
-    tail.add(sum.total());
-    if constexpr (What::entropy) moment.add(first_moment.total());
-    if constexpr (What::squares) square.add(squares.total());
-    return rose;
-  }
+  // Returns whether m rose.
+  bool add(const T* x, int n) { return add_by<false>(x, n, nullptr); }
+  // The same with the exponentials of exp_negative, which `kept`, if given, receives.
+  bool add_exact(const T* x, int n, T* kept) { return add_by<true>(x, n, kept); }
 
   // The results below are those of the row as the formula has them: NaN for a row of -inf, a row with +inf or
   // NaN.
@@ -109,17 +58,99 @@ struct RowStats {
   double sum_p2() const { return (ties + square.value()) / (sum() * sum()); }
 
  private:
+  template <bool kExact>
+  bool add_by(const T* x, int n, T* kept) {
+    const T top = chunk_max(x, n);
+    const bool rose = top > m;
+    if (rose) {
+      rescale(top);
+      m = top;
+    }
+    // Only a chunk that reaches m holds entries equal to it; most do not.
+    if (What::split && top == m)
+      sum_chunk<kExact, What::split>(x, n, kept);
+    else
+      sum_chunk<kExact, false>(x, n, kept);
+    return rose;
+  }
+
+  template <bool kExact, bool kTies>
+  void sum_chunk(const T* x, int n, T* kept) {
+    const T shift = m == T(-INFINITY) ? T(0) : m;  // exp(-inf - 0) = 0
+    const Vec<T> zero = splat(T(0));
+    LaneSum<T> sum, first_moment, squares;
+    int equals = 0, i = 0;
+    constexpr int kBlock = kSummed<T> * kLanes<T>;
+    const auto block = [&](auto whole) {
+      Vec<T> part = zero, moment_part = zero, square_part = zero;
+      for (const int end = smaller(n, i + kBlock); i < end; i += kLockstep * kLanes<T>)
+        equals += add_lockstep<kExact, kTies, decltype(whole)::value>(
+            x + i, n - i, shift, kept ? kept + i : nullptr, part, moment_part, square_part);
+      sum.add(part);
+      if constexpr (What::entropy) first_moment.add(moment_part);
+      if constexpr (What::squares) squares.add(square_part);
+    };
+    while (i + kBlock <= n) block(Bool<true>{});
+    while (i < n) block(Bool<false>{});
+    ties += equals;
+    tail.add(sum.total());
+    if constexpr (What::entropy) moment.add(first_moment.total());
+    if constexpr (What::squares) square.add(squares.total());
+  }
+
+  // kLockstep registers; returns how many entries equal the shift, if they are to be counted.
+  template <bool kExact, bool kTies, bool kWhole>
+  static inline int add_lockstep(const T* x, int n, T shift, T* kept, Vec<T>& part, Vec<T>& moment_part,
+                                 Vec<T>& square_part) {
+    const Vec<T> vm = splat(shift), lowest = splat(ExpConstants<T>::lowest), zero = splat(T(0));
+    Vec<T> xi[kLockstep], e[kLockstep], bounded[kLockstep];
+    int equals = 0;
+#pragma GCC unroll 4
+    for (int u = 0; u < kLockstep; ++u) {
+      const int at = u * kLanes<T>;
+      if (u * sizeof(Vec<T>) % 64 == 0) prefetch(x + at + kChunk);  // the next chunk comes meanwhile
+      xi[u] = kWhole ? load(x + at) : load_upto(x + at, n - at, T(-INFINITY));
+      // exp is 0 at `lowest`, or next to it, and 0 * lowest is 0 where 0 * -inf is not
+      bounded[u] = What::entropy ? max_of(lowest, xi[u] - vm) : xi[u] - vm;
+      e[u] = bounded[u];
+    }
+    if constexpr (kExact)
+      exp_negative<T>(e);
+    else
+      exp_weight<T>(e);
+    if (kExact && kept)
+#pragma GCC unroll 4
+      for (int u = 0; u < kLockstep; ++u) {
+        const int at = u * kLanes<T>;
+        if (kWhole)
+          store(kept + at, e[u]);
+        else if (at < n)
+          store_upto(kept + at, e[u], n - at);
+      }
+#pragma GCC unroll 4
+    for (int u = 0; u < kLockstep; ++u) {
+      if constexpr (What::entropy) moment_part = fma(e[u], bounded[u], moment_part);
+      if constexpr (kTies) {
+        const Mask<T> tie = equal(xi[u], vm);  // also where both are +inf and the difference is NaN
+        equals += count(tie);
+        e[u] = select(tie, zero, e[u]);
+      }
+      part = part + e[u];
+      if constexpr (What::squares) square_part = fma(e[u], e[u], square_part);
+    }
+    return equals;
+  }
+
   // Four registers, since each maximum waits for the one before it.
   static T chunk_max(const T* x, int n) {
-    constexpr int kWays = 4;
+    constexpr int kWays = 4, kBlock = kWays * kLanes<T>;
     Vec<T> top[kWays];
+    int i = 0;
     for (int u = 0; u < kWays; ++u) top[u] = splat(T(-INFINITY));
-    for (int i = 0; i < n; i += kWays * kLanes<T>)
+    for (; i + kBlock <= n; i += kBlock)
 #pragma GCC unroll 4
-      for (int u = 0; u < kWays; ++u) {
-        const int at = i + u * kLanes<T>;
-        top[u] = max_of(load_upto(x + at, n - at, T(-INFINITY)), top[u]);
-      }
+      for (int u = 0; u < kWays; ++u) top[u] = max_of(load(x + i + u * kLanes<T>), top[u]);
+    for (; i < n; i += kLanes<T>) top[0] = max_of(load_upto(x + i, n - i, T(-INFINITY)), top[0]);
     return max_lane(max_of(max_of(top[0], top[1]), max_of(top[2], top[3])));
   }
 
@@ -136,6 +167,67 @@ struct RowStats {
     square.scale(factor * factor);
     ties = 0;
   }
+};
+
+// The statistics of a row whose exponentials are kept for the second pass, or computed again there with the
+// same bits. They are relative to m as it was when their chunk was read.
+template <class T, class What>
+struct KeptStats : RowStats<T, What> {
+  double scale = 0;  // of the results: scale * exp(x - m)
+
+  // `again`: that there is a second pass, over a row of n entries.
+  explicit KeptStats(bool again = false, int64_t n = 0) : by_chunk_(again && n <= kKeptMost<T>) {}
+
+  // Returns whether m rose; kept may be null.
+  bool read(int64_t first, const T* x, int n, T* kept) {
+    if (!by_chunk_) return this->add(x, n);
+    const bool rose = this->add_exact(x, n, kept);
+    top_[first / kChunk] = this->m;
+    return rose;
+  }
+
+  // y = scale * exp(x - m) for the entries from `first` on, from what was kept of them or else from x.
+  void emit(int64_t first, const T* x, const T* kept, T* y, int n) const {
+    if (!by_chunk_) return emit_piece(x, nullptr, y, n, this->m, 1);
+    for (int i = 0, count; i < n; i += count) {
+      const int64_t chunk = (first + i) / kChunk;
+      count = static_cast<int>(smaller<int64_t>(n - i, (chunk + 1) * kChunk - first - i));
+      const T top = top_[chunk];
+      emit_piece(x + i, kept ? kept + i : nullptr, y + i, count, top,
+                 top == this->m ? 1 : ::exp(double(top) - double(this->m)));
+    }
+  }
+
+ private:
+  void emit_piece(const T* x, const T* kept, T* y, int n, T top, double share) const {
+    const Vec<T> factor = splat(static_cast<T>(scale * share));
+    if (kept) {
+      for (int i = 0; i < n; i += kLanes<T>)
+        store_upto(y + i, load_upto(kept + i, n - i, T(0)) * factor, n - i);
+      return;
+    }
+    const Vec<T> shift = splat(top == T(-INFINITY) ? T(0) : top);
+    transform_chunk(x, y, n, [&](auto& v) {
+      for (Vec<T>& vi : v) vi = vi - shift;
+      exp_negative<T>(v);
+      for (Vec<T>& vi : v) vi = vi * factor;
+    });
+  }
+
+  // m after each chunk, written before it is read. States are copied before their first chunk only.
+  struct Tops {
+    Tops() {}
+    Tops(const Tops&) {}
+    Tops& operator=(const Tops&) { return *this; }
+    T& operator[](int64_t chunk) { return of_[chunk]; }
+    T operator[](int64_t chunk) const { return of_[chunk]; }
+
+   private:
+    T of_[kKeptMost<T> / kChunk];
+  };
+
+  bool by_chunk_;
+  Tops top_;
 };
 
 }  // namespace

@@ -6,46 +6,27 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-// y = exp(x - m) / sum. A row without entries (mask) is all 0: exp(-inf - 0) * 0.
+// y = exp(x - m) / sum. A row without entries (mask) is all 0.
 template <class Type>
 struct Softmax {
   using T = Type;
-  struct State : RowStats<T, SumOnly> {
-    T scale = 0;
-  };
+  using State = KeptStats<T, SumOnly>;
   static constexpr int inputs = 1, outputs = 1;
-  static constexpr bool reduces = true, chooses = false;
+  static constexpr bool reduces = true, chooses = false, keeps = true;
   static constexpr T fill[] = {-INFINITY}, blank[] = {0};
   static constexpr bool scaled[] = {true};
-  bool masked, one_chunk;
+  const RowCall& call;
 
-  explicit Softmax(const RowCall& call) : masked(call.masked), one_chunk(call.n <= kChunk) {}
-  State begin(int64_t) const { return {}; }
+  explicit Softmax(const RowCall& c) : call(c) {}
+  State begin(int64_t) const { return State(true, call.n); }
   bool emits() const { return true; }
 
-  // Rows of one chunk keep their exponentials where they can, and have the same bits where they cannot.
-  void reduce(State& s, int64_t, const T* const* x, int n) const { s.add(x[0], n, one_chunk); }
-
-  void finish(State& s, int64_t) const {
-    const bool blank_row = masked && s.empty();
-    s.scale = blank_row ? T(0) : static_cast<T>(1 / s.sum());
-    if (blank_row) s.m = 0;
+  void reduce(State& s, int64_t first, const T* const* x, int n, T* kept) const {
+    s.read(first, x[0], n, kept);
   }
-
-  static constexpr bool keeps = true;
-  void reduce_keeping(State& s, const T* x, int n, T* kept) const { s.add(x, n, true, kept); }
-  void emit_kept(const State& s, const T* kept, T* y, int n) const {
-    const Vec<T> scale = splat(s.scale);
-    for (int i = 0; i < n; i += kLanes<T>) store_upto(y + i, load_upto(kept + i, n - i, T(0)) * scale, n - i);
-  }
-
-  void emit(const State& s, int64_t, const T* const* x, T* const* y, int n) const {
-    const Vec<T> m = splat(s.m), scale = splat(s.scale);
-    transform_chunk(x[0], y[0], n, [&](auto& v) {
-      for (Vec<T>& vi : v) vi = vi - m;
-      exp_negative<T>(v);
-      for (Vec<T>& vi : v) vi = vi * scale;
-    });
+  void finish(State& s, int64_t) const { s.scale = call.masked && s.empty() ? 0 : 1 / s.sum(); }
+  void emit(const State& s, int64_t first, const T* const* x, const T* kept, T* const* y, int n) const {
+    s.emit(first, x[0], kept, y[0], n);
   }
 };
 

@@ -15,13 +15,13 @@ template <class Type, class What>
 struct TokenPolicy {
   using T = Type;
   struct State {
-    RowStats<T, What> stats;
+    KeptStats<T, What> stats;
     T chosen = 0;
-    T lse = 0, g = 0;
+    T g = 0;
     int64_t id = -1;
   };
   static constexpr int inputs = 1, outputs = 1;
-  static constexpr bool reduces = true, chooses = true;
+  static constexpr bool reduces = true, chooses = true, keeps = true;
   static constexpr T fill[] = {-INFINITY}, blank[] = {0};
   static constexpr bool scaled[] = {true};
   const TokenPolicyCall& call;
@@ -33,12 +33,13 @@ struct TokenPolicy {
 
   State begin(int64_t row) const {
     State s;
+    s.stats = KeptStats<T, What>(emits(), call.n);
     s.id = call.ids[row];
     return s;
   }
 
-  void reduce(State& s, int64_t, const T* const* x, int n) const {
-    if (s.id >= 0) s.stats.add(x[0], n);
+  void reduce(State& s, int64_t first, const T* const* x, int n, T* kept) const {
+    if (s.id >= 0) s.stats.read(first, x[0], n, kept);
   }
 
   void finish(State& s, int64_t row) const {
@@ -52,8 +53,9 @@ struct TokenPolicy {
     const Terms<double> l = with_surrogate(call.options, [&](auto which) {
       return decltype(which)::template Terms<double>::of(k, splat(rho), splat(A), splat(logp));
     });
-    double g = A == 0 ? 0 : c * (l.slope[0] + l.direct[0]);
-    sums[kLoss] = A == 0 ? 0 : c * l.loss[0];
+    const bool idle = A == 0 || c == 0;  // no loss, whatever rho and logp are
+    double g = idle ? 0 : c * (l.slope[0] + l.direct[0]);
+    sums[kLoss] = idle ? 0 : c * l.loss[0];
     sums[kRatio] = rho;
     sums[kOldKl] = d;
     sums[kClipLow] = rho < k.least && A < 0;
@@ -66,21 +68,14 @@ struct TokenPolicy {
       g += call.options.beta != 0 ? call.options.beta * kl.slope[0] : 0;
     }
     if constexpr (What::entropy) sums[kEntropy] = s.stats.entropy();
-    s.lse = T(s.stats.lse());
-    s.g = T(g * call.weights[row] / call.temperature);
+    g *= call.weights[row] / call.temperature;
+    s.g = T(g);
+    s.stats.scale = -g / s.stats.sum();
   }
 
-  void emit(const State& s, int64_t first, const T* const* x, T* const* dx, int n) const {
-    const Vec<T> lse = splat(s.lse), g = splat(-s.g), zero = splat(T(0));
-    if (s.id < 0) {
-      for (int i = 0; i < n; i += kLanes<T>) store_upto(dx[0] + i, zero, n - i);
-      return;
-    }
-    transform_chunk(x[0], dx[0], n, [&](auto& v) {
-      for (Vec<T>& vi : v) vi = vi - lse;
-      exp_any<T>(v);
-      for (Vec<T>& vi : v) vi = vi * g;
-    });
+  void emit(const State& s, int64_t first, const T* const* x, const T* kept, T* const* dx, int n) const {
+    if (s.id < 0) return fill_chunk(dx[0], n, T(0));
+    s.stats.emit(first, x[0], kept, dx[0], n);
     if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.g;
   }
 };

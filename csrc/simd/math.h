@@ -42,9 +42,19 @@ struct ExpConstants<double> {
 // Each function below takes one register, or an array of some in place: then each step is done for all of
 // them before the next, since a step waits several cycles for the one before it.
 
+// Whether 2^n, times what exp multiplies it by, may leave the normal range in some lane.
+template <class T, int U>
+NPK_INLINE bool beyond_normal(const Vec<T> (&n)[U]) {
+  constexpr T bound = sizeof(T) == sizeof(float) ? 125 : 1021;
+  Vec<T> least = splat(T(0)), most = least;
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) least = min_of(n[u], least), most = max_of(n[u], most);
+  return any(greater(splat(-bound), least)) || any(greater(most, splat(bound)));
+}
+
 // exp for lowest <= x <= highest, or NaN.
 template <class T, int U>
-inline void exp_bounded(Vec<T> (&x)[U]) {
+NPK_INLINE void exp_bounded(Vec<T> (&x)[U]) {
   using K = ExpConstants<T>;
   Vec<T> n[U], p[U];
 #pragma GCC unroll 4
@@ -60,12 +70,19 @@ inline void exp_bounded(Vec<T> (&x)[U]) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) p[u] = fma(p[u], x[u], splat(K::p[i]));
 #pragma GCC unroll 4
-  for (int u = 0; u < U; ++u) x[u] = mul_pow2(fma(x[u] * x[u], p[u], x[u]) + splat(T(1)), n[u]);
+  for (int u = 0; u < U; ++u) p[u] = fma(x[u] * x[u], p[u], x[u]) + splat(T(1));
+  if (kOnePower || beyond_normal<T>(n)) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) x[u] = mul_pow2(p[u], n[u]);
+  } else {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) x[u] = mul_pow2_normal(p[u], n[u]);
+  }
 }
 
 // exp for x <= 0, or NaN: what a softmax needs.
 template <class T, int U>
-inline void exp_negative(Vec<T> (&x)[U]) {
+NPK_INLINE void exp_negative(Vec<T> (&x)[U]) {
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = max_of(splat(ExpConstants<T>::lowest), x[u]);
   exp_bounded<T>(x);
@@ -79,7 +96,7 @@ inline Vec<T> exp_negative(Vec<T> x) {
 
 // exp for every x.
 template <class T, int U>
-inline void exp_any(Vec<T> (&x)[U]) {
+NPK_INLINE void exp_any(Vec<T> (&x)[U]) {
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = min_of(splat(ExpConstants<T>::highest), x[u]);
   exp_negative<T>(x);
@@ -125,7 +142,7 @@ struct Exp2Constants<double> {
 // 2^x for x <= 127 (1023) as the weight of a sum, at half the price of exp: what is below the normal range
 // may come out as any number below it, -inf as exactly 0; NaN -> NaN.
 template <class T, int U>
-inline void exp2_weight(Vec<T> (&x)[U]) {
+NPK_INLINE void exp2_weight(Vec<T> (&x)[U]) {
   using K = Exp2Constants<T>;
   Vec<T> n[U], p[U];
 #pragma GCC unroll 4
@@ -147,7 +164,7 @@ inline void exp2_weight(Vec<T> (&x)[U]) {
 // exp(x) in the same way; x log2(e) is rounded, so the relative error grows with |x|, but not that of sums:
 // the smaller the weight, the more.
 template <class T, int U>
-inline void exp_weight(Vec<T> (&x)[U]) {
+NPK_INLINE void exp_weight(Vec<T> (&x)[U]) {
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = x[u] * splat(ExpConstants<T>::log2e);
   exp2_weight<T>(x);

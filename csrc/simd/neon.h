@@ -90,6 +90,7 @@ inline float64x2_t mul_pow2(float64x2_t x, float64x2_t n) {
 }
 
 // By adding to the exponent bits.
+constexpr bool kOnePower = false;
 template <class T>
 constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -127 : -1023;
 inline float32x4_t mul_pow2_normal(float32x4_t x, float32x4_t n) {

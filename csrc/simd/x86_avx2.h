@@ -91,6 +91,7 @@ inline __m256d mul_pow2(__m256d x, __m256d n) {
 }
 
 // By adding to the exponent bits.
+constexpr bool kOnePower = false;
 template <class T>
 constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -127 : -1023;
 inline __m256 mul_pow2_normal(__m256 x, __m256 n) {

@@ -69,6 +69,7 @@ inline __m512d square_root(__m512d x) { return _mm512_sqrt_pd(x); }
 inline __m512 mul_pow2(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }
 inline __m512d mul_pow2(__m512d x, __m512d n) { return _mm512_scalef_pd(x, n); }
 
+constexpr bool kOnePower = true;
 template <class T>
 constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -200 : -1200;
 inline __m512 mul_pow2_normal(__m512 x, __m512 n) { return _mm512_scalef_ps(x, n); }

@@ -90,6 +90,7 @@ inline __m128d mul_pow2(__m128d x, __m128d n) {
 }
 
 // By adding to the exponent bits.
+constexpr bool kOnePower = false;
 template <class T>
 constexpr T kZeroPower = sizeof(T) == sizeof(float) ? -127 : -1023;
 inline __m128 mul_pow2_normal(__m128 x, __m128 n) {
