@@ -41,7 +41,7 @@ def _kl(x: Array, kind: str, clamp: Clamp) -> tuple[Array, Array]:
     elif kind == "k2":
         value, slope = y * y / 2, y
     else:
-        value, slope = np.expm1(y) - y, np.expm1(y)
+        value, slope = np.where(y == INF, INF, np.expm1(y) - y), np.expm1(y)
     open_ = (np.abs(x) <= inner) & (np.abs(value) <= outer)
     if kind == "k3+":  # straight through: the value of k3, the gradient of k2
         return np.clip(value, -outer, outer), -x
@@ -80,7 +80,7 @@ def _surrogate(
     if kind == "clip":
         free, held = np.minimum(rho, delta) * A, np.clip(rho, 1 - low, 1 + high) * A
         loss = -np.minimum(free, held)
-        slope = np.where((free <= held) & (rho <= delta), -rho * A, 0)
+        slope = np.where((free > held) | (rho > delta), 0, -rho * A)
         worst = (A < 0) & (loss > -dual * A)
         loss, slope, direct = np.where(worst, -dual * A, loss), np.where(worst, 0, slope), nothing
     elif kind in ("cap", "range"):  # the ratio is a constant weight of the log-probability
@@ -193,7 +193,8 @@ def policy_loss(
 
     log_rho, free = d, np.ones_like(d)  # free: d log rho / d logp of the token's own sequence, times n
     if about.surrogate == "geometric":
-        held = np.sign(A) * np.minimum(np.sign(A) * d, np.sign(A) * np.clip(d, -low, high))
+        clipped = np.clip(d, -low, high)  # holds back where that makes the loss larger; no ratio for A = 0
+        held = np.where(A > 0, np.minimum(d, clipped), np.where(A < 0, np.maximum(d, clipped), 0))
         log_rho, free = held, np.where((held == d) & (A != 0), 1, 0)
     if level == "sequence":
         log_rho = np.concatenate(

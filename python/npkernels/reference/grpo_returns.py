@@ -7,6 +7,7 @@ on behind them as if they were not there, whatever they hold, and they get 0.
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from math import comb
 from typing import Any
 
@@ -124,7 +125,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> Array:
     """
     ns, cs, ks = np.broadcast_arrays(as_array(n), as_array(c), as_array(k))
     flat = [
-        1 - np.longdouble(comb(int(a) - int(b), int(d))) / np.longdouble(comb(int(a), int(d)))
+        float(1 - Fraction(comb(int(a) - int(b), int(d)), comb(int(a), int(d))))
         for a, b, d in zip(ns.flat, cs.flat, ks.flat, strict=True)
     ]
     return np.array(flat, np.longdouble).reshape(ns.shape)
