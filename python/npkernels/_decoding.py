@@ -87,11 +87,12 @@ def sample(
     if t == 0:
         return np.asarray(rows.argmax(axis=-1), np.int64).reshape(x.shape[:-1])[()]
     rows = np.ascontiguousarray(rows, compute_dtype(x.dtype))
-    if t < _COLD:  # logits over t might be beyond all numbers, the gaps to the largest may
+    limits = np.finfo(rows.dtype)
+    if t < _COLD:  # logits over t might be beyond all numbers; the gaps to the largest may
         top = rows.max(axis=-1, keepdims=True, initial=-np.inf)
         with np.errstate(over="ignore"):
             rows = rows - np.where(np.isfinite(top), top, 0)
-        t = max(t, float(np.finfo(rows.dtype).tiny))
+    t = min(max(t, float(limits.tiny)), float(limits.max))
     ids = _core.sample(rows, t, min(int(top_k or 0), x.shape[-1]), p, least, u.reshape(-1))
     return ids.reshape(x.shape[:-1])[()]
 

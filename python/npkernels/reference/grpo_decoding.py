@@ -55,7 +55,8 @@ def sample(
     ids = np.empty(len(rows), np.int64)
     for i, row in enumerate(rows):
         top = row.max()
-        z = (row - (top if np.isfinite(top) else 0)) / temperature  # the gaps: logits over a small number may be inf
+        gaps = row - (top if np.isfinite(top) else 0)  # logits over a small number may be infinite
+        z = gaps / temperature
         p = np.exp(z - z.max()).astype(np.longdouble)
         mass = np.cumsum(np.where(_kept(p, top_k, top_p, min_p), p, 0))
         ids[i] = np.searchsorted(mass, np.longdouble(u[i]) * mass[-1], side="right")
