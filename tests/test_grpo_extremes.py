@@ -132,3 +132,23 @@ def test_large_counts():
         assert_allclose(nk.pass_at_k(n, c, k), want, rtol=1e-13)
     assert_allclose(reference.pass_at_k(20_000, 3, 10_000).astype(float), nk.pass_at_k(20_000, 3, 10_000))
     assert nk.pass_at_k(10**9, 10**8, 10**8) == 1
+
+
+# --- along time
+
+
+@pytest.mark.parametrize("mask_type", [bool, np.int64, np.uint8, np.float32])
+def test_masks_of_zero_and_one_along_time(mask_type):
+    g = np.random.default_rng(0)
+    r, v, mask, dones = (
+        g.normal(size=(3, 20)),
+        g.normal(size=(3, 20)),
+        g.random((3, 20)) < 0.7,
+        g.random((3, 20)) < 0.1,
+    )
+    want = nk.gae(r, v, gamma=0.9, lam=0.8, mask=mask, dones=dones)
+    with nk.checked():
+        got = nk.gae(r, v, gamma=0.9, lam=0.8, mask=mask.astype(mask_type), dones=dones.astype(mask_type))
+        nk.discounted_returns(r, 0.9, mask=mask.astype(mask_type))
+    for a, b in zip(got, want, strict=True):
+        assert_array_equal(a, b)
