@@ -152,3 +152,30 @@ def test_masks_of_zero_and_one_along_time(mask_type):
         nk.discounted_returns(r, 0.9, mask=mask.astype(mask_type))
     for a, b in zip(got, want, strict=True):
         assert_array_equal(a, b)
+
+
+# --- what the reference says where a product is 0 times infinity
+
+
+def test_the_gate_of_sapo_is_shut_for_a_ratio_beyond_all_numbers():
+    lp, old = np.array([[-1.0, -2.0]]), np.array([[-INF, -2.0]])
+    r = reference.policy_loss(lp, old, [1.0], loss="sapo")
+    assert_allclose(r.dlogp.astype(float), [[0, -0.5]])
+    assert_allclose(float(r.loss), -3)
+
+
+def test_a_token_that_the_correction_drops_has_no_loss():
+    lp, old = np.array([[-1.0, -2.0]]), np.array([[-INF, -2.0]])
+    for mode in ("token-mask", "token-truncate"):
+        r = reference.policy_loss(
+            lp, old, [-1.0], sampler_logp=np.array([[-1.0, -2.0]]), importance=(mode, 3.0)
+        )
+        assert_allclose(float(r.loss), 0.5)
+        assert_allclose(r.dlogp.astype(float), [[0, 0.5]])
+
+
+def test_cispo_of_a_token_that_became_impossible():
+    lp, old = np.array([[-INF, -2.0]]), np.array([[-1.0, -2.0]])
+    r = reference.policy_loss(lp, old, [1.0], loss="cispo", clip=(0.0, 5.0))
+    assert_allclose(float(r.loss), 1)
+    assert_allclose(r.dlogp.astype(float), [[0, -0.5]])

@@ -40,8 +40,8 @@ def group_advantages(
         Of each sample, by F reward functions. NaN where a function does not apply: ``r = nansum(weights * rewards)``;
         a sample whose rewards are all NaN is left out of its group's statistics and gets 0.
     groups : int, or array_like (B,)
-        The size G of consecutive groups, or the id of each sample's group: integers in any order, strings, or other
-        hashable objects.
+        The size G of consecutive groups, or the id of each sample's group: integers in any order, strings, tuples, or
+        other hashable objects.
     weights : array_like (F,), optional
         Of the reward functions; 1 by default.
     baseline : {"mean", "leave_one_out", "none"}
@@ -53,19 +53,25 @@ def group_advantages(
     eps : float
         Is added to the deviation. Default: the preset's, else 1e-4.
     preset : str, optional
-        What a project computes (read in their sources in 2025 and 2026); options that are given override it.
+        What a project computes (read in their sources in 2026); options that are given override it.
 
-        * "trl": mean, group, 1e-4. "openrlhf" (group_norm): 1e-9. "open_instruct": 1e-8 with ddof 0. "dr_grpo": not
-          scaled. "rloo": leave_one_out, not scaled (a lone sample gets 0; verl's loop gives it its reward).
+        * "trl": mean, group, 1e-4. "openrlhf" (group_norm): 1e-9. "open_instruct" (standard): 1e-8 with ddof 0.
+          "dr_grpo": not scaled. "rloo": leave_one_out, not scaled (a lone sample gets 0; verl's loop gives it its
+          reward).
         * "verl": 1e-6; a lone sample has mean 0 and deviation 1.
         * "nemo" (NeMo-RL): leave_one_out over the deviation of the others + 1e-6 where that is not 0.
-        * "gdpo" (TRL): each function is normalised within the group, then their weighted sum over the batch.
-        * "maxrl" (verl): ``(r - mean) / mean``, 0 where the mean is 0.
-        * "reinforce++" (OpenRLHF's baseline): ``r - mean``, whitened over the tokens of the batch; needs `lengths`.
-        * "opo" (verl): the baseline is the mean weighted by `lengths`.
+          ``baseline="mean"`` and ``scale="none"`` are its switches.
+        * "gdpo" (TRL): each function is normalised within the group, then their weighted sum over the batch. verl
+          weighs that by tokens; NeMo-RL leaves one out, and adds nothing to the last deviation.
+        * "maxrl" [2]_: ``(r - mean) / mean``, 0 where the mean is 0; for rewards that are not negative.
+        * "reinforce++" (verl's baseline variant): ``r - mean``, less its mean over the tokens of the batch, over
+          ``sqrt(variance + 1e-8)``; needs `lengths`. OpenRLHF and NeMo-RL: ddof 0, and max(variance, 1e-8). A lone
+          sample has deviation 0 here, its reward in verl.
+        * "opo" (verl): the baseline is the mean weighted by `lengths`; a lone sample gets 0, in verl its reward.
         * "pass@k": with `k`, the unbiased gradient of max@k (pass@k for rewards of 0 and 1): the largest rewards of all
           k-subsets that hold the sample, added up over the number of all subsets, centred [1]_. Without `k`,
-          as verl has it: only the best sample gets ``(best - second) / (deviation + 1e-6)``.
+          as verl has it: only the best sample gets ``(best - second) / (deviation + 1e-6)``, or, with
+          ``scale="none"``, ``best - second``.
     lengths : array_like (B,), optional
         Tokens of each sample, for "reinforce++" and "opo".
     k : int, optional
@@ -87,12 +93,12 @@ def group_advantages(
     -----
     Computed in float64 from deviations, never from a difference of squares. Whether a group is constant is decided by
     ``max == min``; its advantages are exactly 0 then, unless ``baseline="none"`` and the group does not scale. Rewards
-    of any size are fine (up to 1e150 for "nemo", "gdpo" and "reinforce++"). Groups are numbered in the order in which
-    they first appear.
+    of any size are fine. Groups are numbered in the order in which they first appear.
 
     References
     ----------
     .. [1] C. Walder, D. Karkhanis, "Pass@K policy optimization", 2025.
+    .. [2] F. Tajwar et al., "Maximum likelihood reinforcement learning", 2026.
 
     Examples
     --------

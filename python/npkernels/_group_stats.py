@@ -33,6 +33,7 @@ def group_stats(rewards: ArrayLike, groups: Any) -> Stats:
         The ids of the groups in the order of their first appearance.
     state : ndarray (n, 5) of float64
         Count, mean, sum of squared deviations, min and max of each; 0, 0, 0, inf, -inf for a group of NaN only.
+        Squares of deviations below 1e-160 vanish: with ``eps=0`` their advantages are 0.
 
     Raises
     ------
@@ -76,6 +77,11 @@ def merge_group_stats(a: Stats, b: Stats) -> Stats:
         Those of a, then the new ones of b.
     state : ndarray (n, 5) of float64
         Merging in the same order gives the same bits, on any number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, or has a group twice.
 
     References
     ----------

@@ -53,14 +53,14 @@ def policy_loss(
     logp, old_logp : array_like (B, T), or packed (total,)
         Log-probabilities of the sampled tokens now, and when they were sampled.
     advantages : array_like (B,), or of the shape of logp
-        Of each sequence, or of each token.
+        Of each sequence, or of each token; where packed arrays have as many sequences as tokens, of each sequence.
     mask : array_like of the shape of logp, optional
         Booleans, or 0 and 1: which tokens take part. What stands in the others is ignored, NaN and inf too.
     ref_logp : array_like, optional
         Under the reference policy, for the KL term.
     clip : (float, float)
-        How far the ratio may be below and above 1. For "cispo" the second is the largest ratio itself (TRL, Liger);
-        for "gmpo" both are bounds of the log ratio.
+        How far the ratio may be below and above 1. For "cispo" the second is the largest ratio itself (TRL, Liger):
+        give it, say 5; for "gmpo" both are bounds of the log ratio.
     loss : str
         With ``rho = exp(logp - old_logp)`` and advantage A:
 
@@ -96,8 +96,8 @@ def policy_loss(
     sampler_logp : array_like, optional
         Log-probabilities of the engine that sampled; corrects for its difference from ``old_logp``.
     importance : (str, float), optional
-        How: "token-truncate", "token-mask", "sequence-truncate" or "sequence-mask", and the largest ratio. Default
-        ("sequence-mask", 3.0), as in TRL. The KL term is not corrected.
+        How: "token-truncate", "token-mask", "sequence-truncate" or "sequence-mask", and the largest ratio (inf: any).
+        Default ("sequence-mask", 3.0), as in TRL. The KL term is not corrected.
     entropy : array_like, optional
         Of each token, for its mean in the metrics.
     cu_seqlens : array_like (B + 1,), optional
@@ -120,7 +120,8 @@ def policy_loss(
     Notes
     -----
     ``sum(w * (c * l + beta * kl))`` over the tokens, w the weight of the aggregate and c the correction, both constant.
-    A token whose advantage is 0 gives no loss, whatever its ratio. 16-bit and non-contiguous inputs are copied.
+    A token whose advantage is 0 gives no loss, whatever its ratio. 16-bit and non-contiguous inputs are copied. Where
+    the projects differ from this and from each other: docs/api.md.
 
     References
     ----------

@@ -85,12 +85,13 @@ def _surrogate(
         loss, slope, direct = np.where(worst, -dual * A, loss), np.where(worst, 0, slope), nothing
     elif kind in ("cap", "range"):  # the ratio is a constant weight of the log-probability
         r = np.minimum(rho, high) if kind == "cap" else np.clip(rho, 1 - low, 1 + high)
-        loss, slope, direct = -r * A * lp, nothing, -r * A
+        loss, slope, direct = np.where(r == 0, 0, -r * A * lp), nothing, -r * A
     elif kind == "gate":
         positive, negative = np.array(tau, rho.dtype)
         t = np.where(A > 0, positive, negative)
         s = 1 / (1 + np.exp(-t * (rho - 1)))
-        loss, slope, direct = -A * 4 / t * s, -A * 4 * s * (1 - s) * rho, nothing
+        steep = s * (1 - s)  # falls faster than rho rises
+        loss, slope, direct = -A * 4 / t * s, np.where(steep == 0, 0, -A * 4 * steep * rho), nothing
     elif kind == "log":
         loss, slope, direct = -A * lp, nothing, -A
     else:
@@ -209,9 +210,11 @@ def policy_loss(
     if sampler_logp is not None:
         gap = tokens(old - like(name, "sampler_logp", sampler_logp, shaped), "sampler_logp")
         c = _correction(name, gap, kept, spans, importance)
+        value, slope, direct = (np.where(c == 0, 0, x) for x in (value, slope, direct))
     if level == "sequence":
         for s in spans:
-            slope[s] = total((c * slope * w)[s]) / max(kept[s].sum(), 1) * free[s]
+            each = total((c * slope * w)[s]) / max(kept[s].sum(), 1)
+            slope[s] = np.where(free[s] > 0, each, 0)
         grad = slope + w * c * direct
     else:
         grad = w * c * (slope + direct)
