@@ -1,4 +1,4 @@
-"""A small transformer with its gradients written out: NumPy for the matrix products, npkernels for the rest.
+"""A small transformer and its gradients: attention by npkernels, the matrix products and what is left by NumPy.
 
 Letters: B sequences, S tokens of each, E width, H heads, D = E / H, V vocabulary. Blocks are
 x += attention(norm(x)), x += mlp(norm(x)), all without biases; positions are learned.
@@ -38,7 +38,6 @@ class Tiny:
     ) -> None:
         rng = np.random.default_rng(seed)
         self.heads, self.layers = heads, layers
-        self.mask = np.tril(np.ones((length, length), np.bool_))  # query i sees keys up to i
 
         def matrix(inputs: int, outputs: int, gain: float = 1.0) -> Array:
             return (rng.standard_normal((inputs, outputs)) * gain / np.sqrt(inputs)).astype(np.float32)
@@ -83,17 +82,13 @@ class Tiny:
 
     def _attend(self, i: int, y: Array) -> tuple[Array, Any]:
         q, k, v = self._split(y @ self.parameters[f"{i} qkv"])
-        S = q.shape[2]
-        w = npkernels.attention_weights(q, k, mask=self.mask[:S, :S])
-        return self._join((w @ v)[None]), (q, k, v, w)
+        o, lse = npkernels.attention(q, k, v, causal=True, return_lse=True)
+        return self._join(o[None]), (q, k, v, o, lse)
 
     def _attend_vjp(self, do: Array, attended: Any) -> Array:
-        """The textbook gradient: dv = w' do, dw = do v', then softmax and the two products of the scores."""
-        q, k, v, w = attended
-        d = self._split(do)[0]
-        dv = w.swapaxes(2, 3) @ d
-        scores = npkernels.softmax_vjp(d @ v.swapaxes(2, 3), w) / np.float32(np.sqrt(q.shape[-1]))
-        return self._join(np.stack([scores @ k, scores.swapaxes(2, 3) @ q, dv]))
+        """Return the cotangent of the queries, keys and values, (B, S, 3 E)."""
+        g = npkernels.attention_vjp(self._split(do)[0], *attended, causal=True)
+        return self._join(np.stack([g.dq, g.dk, g.dv]))
 
     def backward(self, dlogits: Array, tape: list[Any]) -> Parameters:
         """Return the gradient of every parameter."""

@@ -2,7 +2,7 @@
 
 from npkernels._load import __version__  # isort: skip  (before anything else loads the compiled module)
 from npkernels import lipschitz, perturb, plot, reference
-from npkernels._advantages import advantages_from_stats, group_advantages, group_stats, merge_group_stats
+from npkernels._advantages import group_advantages
 from npkernels._attention import attention, attention_weights, merge_attention
 from npkernels._attention_grads import attention_jvp, attention_vjp
 from npkernels._attention_varlen import attention_varlen, attention_varlen_vjp
@@ -22,10 +22,12 @@ from npkernels._config import (
     use_isa,
 )
 from npkernels._decoding import beam_step, sample
+from npkernels._group_stats import advantages_from_stats, group_stats, merge_group_stats
 from npkernels._grpo_types import GroupAdvantages, PolicyLoss, PolicyMetrics
+from npkernels._kl import kl_divergence
 from npkernels._losses import cross_entropy, nll_loss, perplexity
 from npkernels._multi_head import multi_head_attention, multi_head_attention_vjp
-from npkernels._policy import kl_divergence, policy_loss, token_policy_loss
+from npkernels._policy import policy_loss
 from npkernels._returns import discounted_returns, gae, pass_at_k
 from npkernels._rotary import rotary_embedding, rotary_embedding_vjp
 from npkernels._softmax import (
@@ -40,6 +42,7 @@ from npkernels._softmax import (
     softmax_jvp,
     softmax_vjp,
 )
+from npkernels._token_policy import token_policy_loss
 from npkernels._tokens import token_log_probs, token_log_probs_vjp
 from npkernels._types import AttentionGrads, MultiHeadGrads, TokenStats
 

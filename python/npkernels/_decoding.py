@@ -12,6 +12,7 @@ from npkernels._arrays import Array, compute_dtype, floating, kernel, number, sh
 from npkernels._uniform import uniforms
 
 ArrayLike = npt.ArrayLike
+_COLD = 1e-6
 
 
 @kernel
@@ -86,7 +87,13 @@ def sample(
     if t == 0:
         return np.asarray(rows.argmax(axis=-1), np.int64).reshape(x.shape[:-1])[()]
     rows = np.ascontiguousarray(rows, compute_dtype(x.dtype))
-    ids = _core.sample(rows, t, int(top_k or 0), p, least, u.reshape(-1))
+    limits = np.finfo(rows.dtype)
+    if t < _COLD:  # logits over t might be beyond all numbers; the gaps to the largest may
+        top = rows.max(axis=-1, keepdims=True, initial=-np.inf)
+        with np.errstate(over="ignore"):
+            rows = rows - np.where(np.isfinite(top), top, 0)
+    t = min(max(t, float(limits.tiny)), float(limits.max))
+    ids = _core.sample(rows, t, min(int(top_k or 0), x.shape[-1]), p, least, u.reshape(-1))
     return ids.reshape(x.shape[:-1])[()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -188,21 +188,43 @@ class Preset:
     eps: float = 1e-4
     rule: str = ""
     lengths: bool = False  # whether it needs them
+    baselines: tuple[str, ...] = ("mean", "leave_one_out", "none")  # which may be asked for in its place
+    scales: tuple[str, ...] = ("group", "batch", "none")
+
+    def changed(self, baseline: str | None, scale: str | None, ddof: int | None, eps: float | None) -> Preset:
+        """The same with what is given in its place."""
+        new = replace(
+            self,
+            baseline=baseline or self.baseline,
+            scale=scale or self.scale,
+            ddof=self.ddof if ddof is None else ddof,
+            eps=self.eps if eps is None else eps,
+        )
+        if self.rule == "others" and (new.baseline, new.scale) != ("leave_one_out", "group"):
+            return replace(new, rule="")  # without either the deviation of the others is not asked for
+        return new
 
 
+_NO: tuple[str, ...] = ()
 PRESETS = {
     "trl": Preset(),
     "verl": Preset(eps=1e-6, rule="lone reward"),
     "openrlhf": Preset(eps=1e-9),
-    "nemo": Preset(baseline="leave_one_out", eps=1e-6, rule="others"),
+    "nemo": Preset(
+        baseline="leave_one_out",
+        eps=1e-6,
+        rule="others",
+        baselines=("mean", "leave_one_out"),
+        scales=("group", "none"),
+    ),
     "open_instruct": Preset(ddof=0, eps=1e-8),
     "dr_grpo": Preset(scale="none"),
     "rloo": Preset(baseline="leave_one_out", scale="none"),
-    "gdpo": Preset(rule="per function"),
-    "maxrl": Preset(scale="none", rule="over mean"),
-    "reinforce++": Preset(scale="none", eps=1e-8, rule="whiten", lengths=True),
-    "opo": Preset(scale="none", rule="by length", lengths=True),
-    "pass@k": Preset(eps=1e-6, rule="best"),
+    "gdpo": Preset(rule="per function", baselines=_NO, scales=_NO),
+    "maxrl": Preset(scale="none", rule="over mean", baselines=_NO, scales=_NO),
+    "reinforce++": Preset(scale="none", eps=1e-8, rule="whiten", lengths=True, baselines=_NO, scales=_NO),
+    "opo": Preset(scale="none", rule="by length", lengths=True, baselines=_NO, scales=_NO),
+    "pass@k": Preset(eps=1e-6, rule="best", baselines=_NO, scales=("group", "none")),
 }
 BASELINES = ("mean", "leave_one_out", "none")
 SCALES = ("group", "batch", "none")

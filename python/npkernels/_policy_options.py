@@ -152,4 +152,9 @@ def _importance(function: str, importance: Any) -> tuple[str, float]:
         raise TypeError(f"{function}: importance is {importance!r}; expected (mode, largest ratio)")
     mode, cap = importance
     choice(function, "importance", mode, IMPORTANCES)
-    return mode, _above(function, "importance", cap, 0, 3.0)
+    most = number(function, "importance", cap)
+    if not most > 0:
+        raise ValueError(
+            f"{function}: importance is {importance!r}; expected a largest ratio above 0 (inf: none)"
+        )
+    return mode, most

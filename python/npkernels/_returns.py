@@ -12,6 +12,7 @@ from npkernels._arrays import Array, check_out, compute_dtype, floating, integer
 from npkernels._sequences import Layout, boundaries, kept_bytes
 
 ArrayLike = npt.ArrayLike
+_CERTAIN = -50.0  # the logarithm of a chance that nothing is left of beside 1
 
 
 @kernel
@@ -195,11 +196,17 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> Array:
             raise ValueError(
                 f"{function}: {name} holds {x[wrong].flat[0]} for n = {ns[wrong].flat[0]}; expected {expected}"
             )
-    none_right = np.ones(ns.shape)  # the product of the chances that draw 0, 1, ... k-1 is wrong as well
-    for j in range(int(ks.max(initial=0))):
-        factor = np.maximum(ns - cs - j, 0) / np.maximum(ns - j, 1)
-        none_right *= np.where(j < ks, factor, 1.0)
-    return np.asarray(1.0 - none_right)[()]
+    # All k wrong has the chance C(n - c, k) / C(n, k), in which c and k may change places: the product over
+    # j < min(c, k) of 1 - max(c, k) / (n - j). In logarithms, so that small chances keep their digits.
+    few, many = np.minimum(cs, ks), np.maximum(cs, ks)
+    log_wrong = np.zeros(ns.shape)
+    with np.errstate(divide="ignore"):
+        for j in range(int(few.max(initial=0))):
+            share = np.minimum(many / np.maximum(ns - j, 1), 1)
+            log_wrong += np.where(j < few, np.log1p(-share), 0)
+            if (log_wrong < _CERTAIN).all():
+                break
+    return np.asarray(0.0 - np.expm1(log_wrong))[()]
 
 
 def _layout(function: str, r: Array, cu_seqlens: Any) -> Layout:

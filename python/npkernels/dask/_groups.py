@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 import npkernels
-from npkernels._advantages import Stats, _options
 from npkernels._arrays import Array, shape_error
+from npkernels._group_options import options_of
+from npkernels._group_stats import Stats
 from npkernels.dask._graph import (
     DaskArray,
     Delayed,
@@ -255,7 +256,7 @@ def group_advantages(
 
 def _checked(function: str, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The options, after their checks, and whether they look at the whole batch."""
-    chosen = _options(function, *options.values())
+    chosen = options_of(function, *options.values())
     if chosen.rule not in ("", "lone reward", "over mean"):
         raise ValueError(
             f"{function}: preset is {options['preset']!r}, which needs all rewards of a group at once; "

@@ -34,12 +34,18 @@ def _groups(function: str, groups: Any, B: int) -> tuple[Any, IntArray]:
             )
         return np.arange(B // groups), np.arange(B) // groups
     array = as_array(groups)
+    if isinstance(groups, list) and groups and all(isinstance(i, tuple) for i in groups):
+        array = np.empty(len(groups), object)
+        array[:] = groups
     ids = array.tolist() if array.dtype.kind in "iuUSO" else as_index(function, "groups", groups).tolist()
     if array.shape != (B,):
         raise ValueError(f"{function}: groups has shape {array.shape}; expected ({B},)")
     numbers: dict[Any, int] = {}
     index = np.array([numbers.setdefault(i, len(numbers)) for i in ids], np.int64)
-    keys = np.empty(len(numbers), np.int64 if array.dtype.kind in "iu" else object)
+    keys = np.empty(
+        len(numbers),
+        (np.uint64 if array.dtype == np.uint64 else np.int64) if array.dtype.kind in "iu" else object,
+    )
     keys[:] = list(numbers)
     return keys, index
 
@@ -89,7 +95,7 @@ def _of_group(x: Array, baseline: str, scale: str, ddof: int, eps: float, rule: 
     return a / (_std(x, ddof) + eps) if scale == "group" else a
 
 
-def _best(x: Array, k: int | None, ddof: int, eps: float) -> Array:
+def _best(x: Array, k: int | None, scale: str, ddof: int, eps: float) -> Array:
     """Without k only the best of a group counts; with k, max@k over all subsets, see `group_advantages`."""
     n = len(x)
     order = np.argsort(x, kind="stable")
@@ -97,7 +103,7 @@ def _best(x: Array, k: int | None, ddof: int, eps: float) -> Array:
     a = np.zeros_like(x)
     if k is None:
         if n and s[-1] > s[0]:
-            a[order[-1]] = (s[-1] - s[-2]) / (_std(x, ddof) + eps)
+            a[order[-1]] = (s[-1] - s[-2]) / (_std(x, ddof) + eps if scale == "group" else 1)
         return a
     if n and s[-1] > s[0]:
         subsets = x.dtype.type(math.comb(n, k))
@@ -121,14 +127,7 @@ def _options(
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"{function}: preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     p = Preset() if preset is None else PRESETS[preset]
-    chosen = Preset(
-        p.baseline if baseline is None else baseline,
-        p.scale if scale is None else scale,
-        p.ddof if ddof is None else ddof,
-        p.eps if eps is None else eps,
-        p.rule,
-        p.lengths,
-    )
+    chosen = p.changed(baseline, scale, ddof, eps)
     if chosen.baseline not in BASELINES:
         raise ValueError(f"{function}: baseline is {baseline!r}; expected one of {', '.join(BASELINES)}")
     if chosen.scale not in SCALES:
@@ -187,7 +186,7 @@ def _advantages(r: Array, index: IntArray, o: Preset, n: int, lengths: Array | N
         here = (index == g) & scored
         x = r[here]
         if o.rule == "best":
-            a[here] = _best(x, k, o.ddof, o.eps)
+            a[here] = _best(x, k, o.scale, o.ddof, o.eps)
         elif o.rule == "by length" and len(x):
             assert lengths is not None
             N = lengths[here].sum()
@@ -204,8 +203,8 @@ def _advantages(r: Array, index: IntArray, o: Preset, n: int, lengths: Array | N
         N = tokens.sum()
         if N >= 2:
             mean = (tokens * a).sum() / N
-            var = (tokens * (a - mean) ** 2).sum() / (N - 1)
-            a = np.where(scored, (a - mean) / np.sqrt(var + o.eps), 0)
+            var = (tokens * (a - mean) ** 2).sum() / (N - o.ddof)
+            a = np.where(scored & (var + o.eps > 0), (a - mean) / np.sqrt(var + o.eps), 0)
     return a
 
 
@@ -306,7 +305,8 @@ def advantages_from_stats(
     std = np.where(spread & (count > o.ddof), np.sqrt(m2 / (count - o.ddof)), 0)
     n, mu, sigma, constant = count[index], mean[index], std[index], ~spread[index]
     centred = {"mean": r - mu, "leave_one_out": (r - mu) * n / (n - 1), "none": r}[o.baseline]
-    a = centred / (sigma + o.eps) if o.scale == "group" else centred
+    divisor = sigma + o.eps if o.scale == "group" else np.ones_like(sigma)
+    a = np.where(divisor > 0, centred / divisor, 0)
     if o.rule == "over mean":
         a = np.where(mu == 0, 0, (r - mu) / mu)
     if o.baseline != "none" or o.scale == "group" or o.rule == "over mean":

@@ -54,7 +54,9 @@ def sample(
     u = uniforms("sample", rng, x.shape[:-1]).reshape(-1)
     ids = np.empty(len(rows), np.int64)
     for i, row in enumerate(rows):
-        z = row / temperature
+        top = row.max()
+        gaps = row - (top if np.isfinite(top) else 0)  # logits over a small number may be infinite
+        z = gaps / temperature
         p = np.exp(z - z.max()).astype(np.longdouble)
         mass = np.cumsum(np.where(_kept(p, top_k, top_p, min_p), p, 0))
         ids[i] = np.searchsorted(mass, np.longdouble(u[i]) * mass[-1], side="right")

@@ -41,7 +41,7 @@ def _kl(x: Array, kind: str, clamp: Clamp) -> tuple[Array, Array]:
     elif kind == "k2":
         value, slope = y * y / 2, y
     else:
-        value, slope = np.expm1(y) - y, np.expm1(y)
+        value, slope = np.where(y == INF, INF, np.expm1(y) - y), np.expm1(y)
     open_ = (np.abs(x) <= inner) & (np.abs(value) <= outer)
     if kind == "k3+":  # straight through: the value of k3, the gradient of k2
         return np.clip(value, -outer, outer), -x
@@ -80,17 +80,18 @@ def _surrogate(
     if kind == "clip":
         free, held = np.minimum(rho, delta) * A, np.clip(rho, 1 - low, 1 + high) * A
         loss = -np.minimum(free, held)
-        slope = np.where((free <= held) & (rho <= delta), -rho * A, 0)
+        slope = np.where((free > held) | (rho > delta), 0, -rho * A)
         worst = (A < 0) & (loss > -dual * A)
         loss, slope, direct = np.where(worst, -dual * A, loss), np.where(worst, 0, slope), nothing
     elif kind in ("cap", "range"):  # the ratio is a constant weight of the log-probability
         r = np.minimum(rho, high) if kind == "cap" else np.clip(rho, 1 - low, 1 + high)
-        loss, slope, direct = -r * A * lp, nothing, -r * A
+        loss, slope, direct = np.where(r == 0, 0, -r * A * lp), nothing, -r * A
     elif kind == "gate":
         positive, negative = np.array(tau, rho.dtype)
         t = np.where(A > 0, positive, negative)
         s = 1 / (1 + np.exp(-t * (rho - 1)))
-        loss, slope, direct = -A * 4 / t * s, -A * 4 * s * (1 - s) * rho, nothing
+        steep = s * (1 - s)  # falls faster than rho rises
+        loss, slope, direct = -A * 4 / t * s, np.where(steep == 0, 0, -A * 4 * steep * rho), nothing
     elif kind == "log":
         loss, slope, direct = -A * lp, nothing, -A
     else:
@@ -193,7 +194,8 @@ def policy_loss(
 
     log_rho, free = d, np.ones_like(d)  # free: d log rho / d logp of the token's own sequence, times n
     if about.surrogate == "geometric":
-        held = np.sign(A) * np.minimum(np.sign(A) * d, np.sign(A) * np.clip(d, -low, high))
+        clipped = np.clip(d, -low, high)  # holds back where that makes the loss larger; no ratio for A = 0
+        held = np.where(A > 0, np.minimum(d, clipped), np.where(A < 0, np.maximum(d, clipped), 0))
         log_rho, free = held, np.where((held == d) & (A != 0), 1, 0)
     if level == "sequence":
         log_rho = np.concatenate(
@@ -208,9 +210,11 @@ def policy_loss(
     if sampler_logp is not None:
         gap = tokens(old - like(name, "sampler_logp", sampler_logp, shaped), "sampler_logp")
         c = _correction(name, gap, kept, spans, importance)
+        value, slope, direct = (np.where(c == 0, 0, x) for x in (value, slope, direct))
     if level == "sequence":
         for s in spans:
-            slope[s] = total((c * slope * w)[s]) / max(kept[s].sum(), 1) * free[s]
+            each = total((c * slope * w)[s]) / max(kept[s].sum(), 1)
+            slope[s] = np.where(free[s] > 0, each, 0)
         grad = slope + w * c * direct
     else:
         grad = w * c * (slope + direct)

@@ -7,12 +7,13 @@ on behind them as if they were not there, whatever they hold, and they get 0.
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from math import comb
 from typing import Any
 
 import numpy as np
 
-from ._common import Array, ArrayLike, as_array, as_mask, broadcast, like, working
+from ._common import Array, ArrayLike, BoolArray, as_array, as_mask, broadcast, like, working
 
 
 def _sequences(name: str, x: Array, cu_seqlens: ArrayLike | None) -> list[Any]:
@@ -23,6 +24,13 @@ def _sequences(name: str, x: Array, cu_seqlens: ArrayLike | None) -> list[Any]:
     if x.ndim != 1 or cu.ndim != 1 or cu[0] != 0 or cu[-1] != len(x) or (np.diff(cu) < 0).any():
         raise ValueError(f"{name}: cu_seqlens must rise from 0 to the {x.shape} tokens of packed rewards")
     return [slice(a, b) for a, b in itertools.pairwise(cu)]
+
+
+def _bits(name: str, value: ArrayLike | None, otherwise: bool, x: Array) -> BoolArray:
+    """Booleans, or 0 and 1, one for each token."""
+    bits = as_mask(name, otherwise if value is None else as_array(value).astype(bool), x.shape)
+    assert bits is not None
+    return bits
 
 
 def _per_sequence(name: str, argument: str, value: ArrayLike, x: Array, count: int, packed: bool) -> Array:
@@ -53,8 +61,7 @@ def discounted_returns(
     v = _per_sequence(
         name, "last_value", 0 if last_value is None else last_value, r, len(places), cu_seqlens is not None
     )
-    kept = as_mask(name, True if mask is None else mask, r.shape)
-    assert kept is not None
+    kept = _bits(name, mask, True, r)
     R = np.zeros_like(r)
     for i, at in enumerate(places):
         following = v[i]
@@ -95,10 +102,8 @@ def gae(
     g = _per_sequence(name, "gamma", gamma, r, len(places), packed)
     lams = _per_sequence(name, "lam", lam, r, len(places), packed)
     last = _per_sequence(name, "last_value", 0 if last_value is None else last_value, r, len(places), packed)
-    kept = as_mask(name, True if mask is None else mask, r.shape)
-    ends = as_mask(name, False if dones is None else dones, r.shape)
-    assert kept is not None
-    assert ends is not None
+    kept = _bits(name, mask, True, r)
+    ends = _bits(name, dones, False, r)
     A, R = np.zeros_like(r), np.zeros_like(r)
     for i, at in enumerate(places):
         value, advantage = last[i], r.dtype.type(0)
@@ -124,7 +129,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: ArrayLike) -> Array:
     """
     ns, cs, ks = np.broadcast_arrays(as_array(n), as_array(c), as_array(k))
     flat = [
-        1 - np.longdouble(comb(int(a) - int(b), int(d))) / np.longdouble(comb(int(a), int(d)))
+        float(1 - Fraction(comb(int(a) - int(b), int(d)), comb(int(a), int(d))))
         for a, b, d in zip(ns.flat, cs.flat, ks.flat, strict=True)
     ]
     return np.array(flat, np.longdouble).reshape(ns.shape)
