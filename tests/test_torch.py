@@ -144,6 +144,30 @@ def test_many_rows_under_vmap():
     torch.testing.assert_close(batched, torch.stack([nt.cross_entropy(row, ids) for row in x]))
 
 
+def test_no_rows_under_vmap():
+    x = torch.zeros(2, 0, 5)
+    rows = torch.func.vmap(nt.softmax, in_dims=1, out_dims=1)(x)
+    assert rows.shape == x.shape
+    logits, ids = torch.zeros(0, 3, 5), torch.zeros(0, 3, dtype=torch.int64)
+    ranks = torch.func.vmap(lambda x, i: nt.token_log_probs(x, i).rank)(logits, ids)
+    assert ranks.shape == (0, 3)
+    assert ranks.dtype is torch.int64
+    grad = torch.func.vmap(torch.func.grad(lambda row: nt.logsumexp(row)))(torch.zeros(0, 5))
+    assert grad.shape == (0, 5)
+
+
+def test_lazy_negations_are_read_as_they_are_meant():
+    x = torch.randn(3, 4, dtype=torch.complex128).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(nt.softmax(x), torch.softmax(x, -1))
+    q = x.detach().requires_grad_()
+    (got,) = torch.autograd.grad(nt.attention(q, x, x).sin().sum(), q)
+    plain = x.resolve_neg()
+    other = plain.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(nt.attention(other, plain, plain).sin().sum(), other)
+    torch.testing.assert_close(got, wanted)
+
+
 def test_results_and_gradients_are_not_copied(monkeypatch):
     made = []
     inner = npkernels._core.softmax_vjp
@@ -260,6 +284,17 @@ x_, ids_ = torch.zeros(2, 3), torch.tensor([0, 1])
 def test_errors(call, error, text):
     with pytest.raises(error, match=f"^{text}"):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+def test_nested_tensors_are_refused():
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
+    with pytest.raises(TypeError, match=r"^softmax: x has a nested layout; expected a dense tensor"):
+        nt.softmax(nested)
+    with pytest.raises(
+        TypeError, match=r"^softmax: a torch\.Tensor cannot be read .*it is nested: pass its tensors"
+    ):
+        npkernels.softmax(nested)
 
 
 def test_forward_mode_says_what_it_cannot_do():
