@@ -339,18 +339,3 @@ def test_npkernels_does_not_import_torch():
         "import npkernels, sys; assert 'torch' not in sys.modules; assert not hasattr(npkernels, 'torch')"
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("module", "text"),
-    [
-        ("raise ImportError('no such thing')", "cannot be imported (no such thing)"),
-        ("__version__ = '2.3.1+cpu'", "found 2.3.1+cpu"),
-    ],
-)
-def test_what_to_install_is_said(tmp_path, module, text):
-    (tmp_path / "torch.py").write_text(module)
-    done = run("import npkernels.torch", tmp_path)
-    assert "ImportError: npkernels.torch needs PyTorch >= 2.4" in done.stderr
-    assert text in done.stderr
-    assert "pip install 'npkernels[torch]'" in done.stderr

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from npkernels._clibrary import PARAMETERS, TEXTS, get_address
+from npkernels._party import party
 
 __all__ = [
     "address",
@@ -43,18 +44,9 @@ __all__ = [
     "token_log_probs",
 ]
 
-try:
-    _numba: Any = importlib.import_module("numba")
-    _extending: Any = importlib.import_module("numba.extending")
-    _llvm: Any = importlib.import_module("llvmlite.binding")
-except ImportError as error:
-    raise ImportError(
-        f"npkernels.numba needs Numba 0.59 or newer ({error}): pip install 'npkernels[numba]'"
-    ) from error
-if tuple(int(n) for n in _numba.__version__.split(".")[:2]) < (0, 59):
-    raise ImportError(
-        f"npkernels.numba needs Numba 0.59 or newer, found {_numba.__version__}: pip install 'npkernels[numba]'"
-    )
+_numba: Any = party("npkernels.numba", "numba", "0.59", "npkernels[numba]")
+_extending: Any = importlib.import_module("numba.extending")
+_llvm: Any = importlib.import_module("llvmlite.binding")
 
 F = TypeVar("F", bound=Callable[..., Any])
 _types: Any = _numba.types

@@ -8,7 +8,6 @@ lengths are that of the batch, or 1.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +21,16 @@ Array = npt.NDArray[Any]
 Shaped = tuple[tuple[int, ...], Any]  # shape and dtype
 
 OLDEST = "0.6.2"
-jax = party("npkernels.jax", "jax", OLDEST, "npkernels[jax]")
-jnp, ad, batching, mlir, core, callbacks = (
-    importlib.import_module(f"jax.{name}")
+jax, jnp, ad, batching, mlir, core, callbacks = (
+    party("npkernels.jax", name, OLDEST, "npkernels[jax]")
     for name in (
-        "numpy",
-        "interpreters.ad",
-        "interpreters.batching",
-        "interpreters.mlir",
-        "extend.core",
-        "experimental.buffer_callback",
+        "jax",
+        "jax.numpy",
+        "jax.interpreters.ad",
+        "jax.interpreters.batching",
+        "jax.interpreters.mlir",
+        "jax.extend.core",
+        "jax.experimental.buffer_callback",
     )
 )
 
