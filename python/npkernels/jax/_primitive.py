@@ -174,10 +174,16 @@ ad.primitive_jvps[primitive] = _jvp
 ad.primitive_transposes[primitive] = _transpose
 
 
-def floating(x: Any) -> Any:
+def floating(function: str, name: str, x: Any) -> Any:
     """Return x as a JAX array of a floating dtype; integers and booleans become JAX's float."""
     x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+    if x.dtype in (jnp.float32, jnp.float64, jnp.float16, jnp.bfloat16):
+        return x
+    if x.dtype != np.bool_ and not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(
+            f"{function}: {name} has dtype {x.dtype}; expected float32, float64, float16, bfloat16 or integers"
+        )
+    return x.astype(jnp.result_type(float))
 
 
 def boolean(function: str, x: Any) -> Any:
