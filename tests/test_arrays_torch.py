@@ -215,3 +215,32 @@ def test_what_cannot_be_read_says_why(x, why):
 def test_float8_says_what_is_expected():
     with pytest.raises(TypeError, match=r"^softmax: a torch\.Tensor cannot be read"):
         npkernels.softmax(torch.zeros(3).to(torch.float8_e5m2))
+
+
+def test_memory_that_is_not_what_the_tensor_means_is_refused():
+    negated = torch.zeros(3, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.empty(3)
+    for x, why in ((negated, r"pass x\.resolve_neg\(\)"), (fake, "FakeTensor, which has no memory")):
+        with pytest.raises(
+            TypeError, match=rf"^softmax: a torch\..*does not hold its numbers itself: .*{why}"
+        ):
+            npkernels.softmax(x)
+    with pytest.raises(TypeError, match="lazy negation"):  # nothing would be seen of what is written
+        npkernels.softmax(torch.zeros(3), out=negated)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_derivatives_are_not_dropped_without_a_word():
+    x = torch.zeros(2, 3)
+    for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(
+            TypeError, match=r"softmax: .*transform of torch\.func; npkernels\.torch takes it"
+        ):
+            transform(npkernels.softmax)(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(TypeError, match=r"tangent of forward mode; npkernels\.torch has derivatives"):
+            npkernels.softmax(dual)
+        assert npkernels.softmax(x).shape == x.shape

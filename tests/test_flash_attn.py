@@ -462,6 +462,11 @@ REFUSED = {
         "max_seqlen_k is 1, cu_seqlens_k has a sequence of 2",
         lambda: flash_attn.flash_attn_varlen_func(X[0], X[0], X[0], CU, CU, 2, 1),
     ),
+    "no longest": (
+        TypeError,
+        "^flash_attn_varlen_func: max_seqlen_q is None; expected an integer",
+        lambda: flash_attn.flash_attn_varlen_func(X[0], X[0], X[0], CU, CU, None, 2),
+    ),
     "total": (
         ValueError,
         "cu_seqlens_q goes from 0 to 2",

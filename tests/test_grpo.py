@@ -127,6 +127,36 @@ def test_stats_merge_in_any_chunks():
             assert_allclose(a, advantages(r, ids, preset=preset), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["int64", "object"])
+def test_merged_keys_come_in_the_order_of_their_appearance(kind):
+    """Integers go another way than strings; both are that of a dictionary."""
+    draw = np.random.default_rng(5)
+    name = (lambda i: i) if kind == "int64" else (lambda i: f"group {i}")
+    for sizes in ((0, 4), (4, 0), (1, 1), (40, 60), (200, 3)):
+        ids = [draw.integers(-50, 50, n) for n in sizes]
+        rewards = [draw.standard_normal(n) for n in sizes]
+        parts = [
+            nk.group_stats(r, np.array([name(i) for i in g], kind)) for r, g in zip(rewards, ids, strict=True)
+        ]
+        keys, state = nk.merge_group_stats(*parts)
+        assert keys.dtype == kind
+        assert keys.tolist() == list(dict.fromkeys(name(i) for g in ids for i in g.tolist()))
+        together = nk.group_stats(
+            np.concatenate(rewards), np.array([name(i) for g in ids for i in g.tolist()], kind)
+        )
+        assert keys.tolist() == together[0].tolist()
+        assert_allclose(state, together[1], rtol=1e-12, atol=1e-12)
+        own = np.array([name(i) for i in ids[0]], kind)
+        if sizes[0]:
+            a = nk.advantages_from_stats(rewards[0], own, (keys, state)).advantages
+            every = nk.group_advantages(
+                np.concatenate(rewards), np.array([name(i) for g in ids for i in g.tolist()], kind)
+            )
+            assert_allclose(a, every.advantages[: sizes[0]], rtol=1e-9, atol=1e-12)
+        with pytest.raises(ValueError, match=r"groups holds .*99.*, which is not among the keys"):
+            nk.advantages_from_stats(np.ones(1), np.array([name(99)], kind), (keys, state))
+
+
 def test_stats_have_the_same_bits_for_any_number_of_threads():
     r = rng(6).normal(size=(1 << 16))
     seen = set()

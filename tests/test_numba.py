@@ -59,7 +59,7 @@ def of_groups(rewards, ids, r, v):
 def of_samples(x, c, g, norm):
     s, p, q, r = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
     nkn.sign_step(x, g, 0.1, s, -1.0, 1.0)
-    nkn.project(x, c, 0.3, p, norm)
+    nkn.project(x, c, 0.3, p, norm, -9.0, 9.0)
     nkn.pgd_step(x, c, g, 0.1, 0.3, q, norm, -9.0, 9.0)
     nkn.random_in_ball(c, 0.3, 2**63 + 5, r, norm)
     return s, p, q, r
@@ -110,7 +110,7 @@ def test_steps(norm):
     x, c, g = (normal(3, 8, dtype=np.float32, seed=s) for s in range(3))
     s, p, q, r = of_samples(x, c, g, 0 if norm == "inf" else norm)
     assert_array_equal(s, perturb.sign_step(x, g, 0.1, bounds=(-1, 1)))
-    assert_array_equal(p, perturb.project(x, c, 0.3, norm=norm))
+    assert_array_equal(p, perturb.project(x, c, 0.3, norm=norm, bounds=(-9, 9)))
     assert_array_equal(q, perturb.pgd_step(x, c, g, 0.1, 0.3, norm=norm, bounds=(-9, 9)))
     assert_array_equal(r, perturb.random_in_ball(c, 0.3, norm=norm, rng=2**63 + 5))
 
@@ -128,18 +128,39 @@ def test_many_calls_in_a_parallel_loop():
 
 
 def test_errors_name_function_and_argument():
-    x, y, lse = normal(3, 4), np.full((3, 4), 42.0), np.full(3, 42.0)
+    x = normal(4, 6, 10)[:, ::-2, ::2].transpose(1, 0, 2)  # the types that test_rows has compiled
+    y, lse = np.full((3, 4, 5), 42.0), np.full((3, 5), 42.0)
     with pytest.raises(ValueError, match=r"^log_softmax: temperature is out of range$"):
         rows(x, y, lse, 1, -1.0)
     with pytest.raises(ValueError, match=r"^log_softmax: y has a shape that does not fit$"):
         rows(x, y[:2], lse, 1, 1.0)
     with pytest.raises(ValueError, match=r"^log_softmax: axis is out of bounds$"):
-        rows(x, y, lse, 2, 1.0)
+        rows(x, y, lse, 3, 1.0)
+    with pytest.raises(ValueError, match=r"^logsumexp: lse has a shape that does not fit$"):
+        rows(x, np.empty_like(y), lse[:2], 1, 1.0)
     assert (y == 42).all()
+    assert (lse == 42).all()
+    x, c, g = (normal(3, 8, dtype=np.float32, seed=s) for s in range(3))
     with pytest.raises(ValueError, match=r"^project: center lies|^project: center is out of range$"):
-        nkn.project(x, x + 9, 0.1, y, 0, -1.0, 1.0)
+        of_samples(x, c + 99, g, 0)
     with pytest.raises(numba.core.errors.TypingError, match="is not an array of float32, float64"):
-        nkn.softmax(x.astype(np.int16), y)
+        nkn.describe(x.astype(np.int16))
+    with pytest.raises(numba.core.errors.TypingError, match="is not an array of float32, float64"):
+        nkn.describe((1.0, 2.0))
+
+
+def test_read_only_arrays_are_read_and_not_written():
+    x, y = np.zeros((2, 3)), np.full((2, 3), 42.0)
+    for a in (x, y):
+        a.flags.writeable = False
+    with pytest.raises(
+        ValueError, match=r"an array for results is read-only; expected one that can be written"
+    ):
+        nkn.softmax(x, y)
+    assert (y == 42).all()
+    out = np.empty((2, 3))
+    nkn.softmax(x, out)
+    assert_array_equal(out, npkernels.softmax(x))
 
 
 CACHED = """

@@ -148,6 +148,22 @@ def test_gradients(taken):
     assert len(taken) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_autocast_casts_as_pytorch_does(dtype, taken):
+    q, k, v = (x.requires_grad_() for x in qkv(dtype=dtype))
+    bias = mask(5, 5, dtype=dtype)
+    for options in ({"is_causal": True}, {"attn_mask": bias}, {"attn_mask": mask(5, 5)}):
+        with torch.autocast("cpu"):
+            wanted = ORIGINAL(q, k, v, **options)
+            with nt.replace_sdpa():
+                got = functional.scaled_dot_product_attention(q, k, v, **options)
+        assert got.dtype is wanted.dtype is (torch.float64 if dtype is torch.float64 else torch.bfloat16)
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2)
+        (dq,) = torch.autograd.grad(got.sum(), q)
+        assert dq.dtype is dtype
+    assert len(taken) == 3
+
+
 def test_a_layer_of_pytorch_goes_through(taken):
     layer = torch.nn.MultiheadAttention(16, 4, batch_first=True)
     x = torch.randn(2, 7, 16, requires_grad=True)

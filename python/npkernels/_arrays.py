@@ -74,6 +74,8 @@ def _to_numpy(function: str, value: Any) -> Any:
         return type(value)(_to_numpy(function, v) for v in value)
     if not _is_foreign(value):
         return value
+    if (why := _other_numbers(value)) is not None:
+        raise TypeError(f"{function}: a {_kind(value)} does not hold its numbers itself: {why}")
     try:
         if str(getattr(value, "dtype", "")).endswith("bfloat16"):
             array = _dlpack.bfloat16_to_numpy(value)
@@ -91,12 +93,32 @@ def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
+def _other_numbers(value: Any) -> str | None:
+    """Say why the memory that a tensor of PyTorch gives away by DLPack is not what the tensor means; None if it is."""
+    torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
+    tensor: Any = getattr(torch, "Tensor", None)
+    if tensor is None or not isinstance(value, tensor):
+        return None
+    if type(value).__name__ == "FakeTensor":
+        return "it is a FakeTensor, which has no memory; npkernels.torch takes it"
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return "it is inside of a transform of torch.func; npkernels.torch takes it"
+    if value.is_neg():
+        return "it is the lazy negation of its memory; pass x.resolve_neg()"
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        return "it has a tangent of forward mode; npkernels.torch has derivatives"
+    return None
+
+
 def _why_not(value: Any, error: Exception) -> str:
     """Say what DLPack leaves to be guessed."""
     if getattr(value, "requires_grad", False) is True:
         return "it requires grad: pass x.detach(), or use npkernels.torch, which has derivatives"
     if "sparse" in str(getattr(value, "layout", "")):
         return "it is sparse: pass x.to_dense()"
+    if getattr(value, "is_nested", False) is True:
+        return "it is nested: pass its tensors one by one, or packed to the functions that take cu_seqlens"
     try:
         on_cpu = value.__dlpack_device__()[0] == 1
     except Exception:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npkernels._party import party
+
 _UINT, _BFLOAT = 1, 4  # DLDataTypeCode of dlpack.h
 _IN_TENSOR = 20  # of the type (code, bits, lanes) in DLTensor: behind data, device and ndim
 _HEADER = {
@@ -51,12 +53,7 @@ class Retyped:
 @functools.cache
 def bfloat16() -> np.dtype[Any]:
     """NumPy's dtype of bfloat16, from ml_dtypes."""
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError(
-            "npkernels: bfloat16 needs ml_dtypes >= 0.5, NumPy's dtype for it; pip install 'npkernels[bfloat16]'"
-        ) from error
+    ml_dtypes = party("npkernels: bfloat16", "ml_dtypes", "0.5", "npkernels[bfloat16]")
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
 

@@ -180,8 +180,10 @@ def packed(
         if boundaries.ndim != 1 or not len(boundaries):
             shape_error(function, name, boundaries.shape, "(N + 1,) for N sequences")
         lengths = np.diff(boundaries)
+        what = name.replace("cu_seqlens", "max_seqlen")
+        if not hasattr(most, "__index__"):
+            raise TypeError(f"{function}: {what} is {most!r}; expected an integer")
         if lengths.size and lengths.max() > int(most):
-            what = name.replace("cu_seqlens", "max_seqlen")
             raise ValueError(
                 f"{function}: {what} is {most}, {name} has a sequence of {lengths.max()}; expected at least that"
             )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from npkernels import _core
 from npkernels._arrays import Array, floating, kernel, plain, shape_error
+from npkernels._group_keys import rows_of, united
 from npkernels._group_options import FLOATS, infinite, numbered, options_of
 from npkernels._grpo_types import MOST_REWARD, GroupAdvantages, Preset
 
@@ -97,9 +98,8 @@ def merge_group_stats(a: Stats, b: Stats) -> Stats:
     """
     function = "merge_group_stats"
     (keys_a, x), (keys_b, y) = _state(function, "a", a), _state(function, "b", b)
-    rows = {key: i for i, key in enumerate(keys_a.tolist())}
-    at = np.array([rows.setdefault(key, len(rows)) for key in keys_b.tolist()], np.int64)
-    state = np.tile([0, 0, 0, np.inf, -np.inf], (len(rows), 1))
+    keys, at = united(keys_a, keys_b)
+    state = np.tile([0, 0, 0, np.inf, -np.inf], (len(keys), 1))
     state[: len(x)] = x
     n1, mean1, m1, low1, high1 = state[at].T
     n2, mean2, m2, low2, high2 = y.T
@@ -110,9 +110,6 @@ def merge_group_stats(a: Stats, b: Stats) -> Stats:
     mean = np.where(constant, np.where(n > 0, low, 0), mean1 + d * share)
     spread = np.where(constant, 0, m1 + m2 + d * d * (n1 * share))
     state[at] = np.stack([n, mean, spread, low, high], 1)
-    kind = keys_a.dtype if keys_a.dtype == keys_b.dtype else np.dtype(object)
-    keys = np.empty(len(rows), kind)
-    keys[:] = list(rows)
     return keys, state
 
 
@@ -172,12 +169,8 @@ def advantages_from_stats(
     keys, state = _state(function, "stats", stats)
     own, _, names = numbered(function, groups, len(r))
     names = np.arange(len(r) // own if isinstance(own, int) else 0) if names is None else names
-    rows = {key: i for i, key in enumerate(keys.tolist())}
-    for key in names.tolist():
-        if key not in rows:
-            raise ValueError(f"{function}: groups holds {key!r}, which is not among the keys of stats")
     numbers = np.arange(len(r)) // own if isinstance(own, int) else own
-    index = np.array([rows[key] for key in names.tolist()], np.int64)[numbers]
+    index = rows_of(function, keys, names)[numbers]
     with np.errstate(all="ignore"):
         a, table = _from_state(r.astype(np.float64), index, state, o)
         return GroupAdvantages(a.astype(r.dtype), table, index, keys)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 
+from npkernels._party import party
 from npkernels.lipschitz import Anisotropy
 
 COLORS = {
@@ -46,9 +46,8 @@ def anisotropy(report: Anisotropy, *, ax: Any = None, title: str | None = None) 
     >>> ax = anisotropy(npkernels.lipschitz.anisotropy(f, grad, x, data, 0.1), title="logits")  # doctest: +SKIP
     """
     if ax is None:
-        ax = importlib.import_module("matplotlib.pyplot").subplots(figsize=(6.4, 3.2), layout="constrained")[
-            1
-        ]
+        pyplot = party("npkernels.plot", "matplotlib.pyplot", "3.8", "npkernels[plot]")
+        ax = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
     rng = np.random.default_rng(0)
     for row, (kind, slopes) in enumerate(report.slopes.items()):
         every = slopes.reshape(-1)

@@ -12,9 +12,14 @@ from npkernels._dlpack import bfloat16
 
 
 def to_numpy(x: torch.Tensor) -> Array:
-    """Return an array on the memory of a strided CPU tensor; bfloat16 as that of ml_dtypes."""
+    """Return an array on the memory of a strided CPU tensor; bfloat16 as that of ml_dtypes.
+
+    A lazily negated tensor (the imaginary part of a conjugate) is the one that is copied.
+    """
     if x.requires_grad:
         x = x.detach()
+    if x.is_neg():
+        x = x.resolve_neg()
     if x.dtype is torch.bfloat16:
         return x.view(torch.int16).numpy().view(bfloat16())
     array: Array = x.numpy()

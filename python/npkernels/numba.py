@@ -11,7 +11,8 @@
 0.25
 
 Arrays of one call are all float32 or all float64, of any strides where docs/c-api.md does not ask for contiguous ones;
-ids are int64. What does not fit raises ValueError and leaves the outputs as they were. Each function is compiled when
+ids are int64. What does not fit, or is read-only and would be written to, raises ValueError and leaves the outputs as
+they were. Each function is compiled when
 it is first called, about a second; code that calls it can be cached (``cache=True``), and it with the code.
 """
 
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from npkernels._clibrary import PARAMETERS, TEXTS, get_address
+from npkernels._party import party
 
 __all__ = [
     "address",
@@ -43,18 +45,9 @@ __all__ = [
     "token_log_probs",
 ]
 
-try:
-    _numba: Any = importlib.import_module("numba")
-    _extending: Any = importlib.import_module("numba.extending")
-    _llvm: Any = importlib.import_module("llvmlite.binding")
-except ImportError as error:
-    raise ImportError(
-        f"npkernels.numba needs Numba 0.59 or newer ({error}): pip install 'npkernels[numba]'"
-    ) from error
-if tuple(int(n) for n in _numba.__version__.split(".")[:2]) < (0, 59):
-    raise ImportError(
-        f"npkernels.numba needs Numba 0.59 or newer, found {_numba.__version__}: pip install 'npkernels[numba]'"
-    )
+_numba: Any = party("npkernels.numba", "numba", "0.59", "npkernels[numba]")
+_extending: Any = importlib.import_module("numba.extending")
+_llvm: Any = importlib.import_module("llvmlite.binding")
 
 F = TypeVar("F", bound=Callable[..., Any])
 _types: Any = _numba.types
@@ -100,7 +93,7 @@ def _code_of(x: Any) -> Any:
         raise _numba.core.errors.TypingError(
             f"npkernels.numba: {x} is not an array of float32, float64, int64 or bool"
         )
-    code = _CODES[x.dtype]
+    code = _CODES[x.dtype] + (0 if x.mutable else 16)
 
     def implementation(x: Any) -> Any:
         return code
@@ -118,12 +111,14 @@ def describe(x: Any) -> Any:
     For calling other functions of `npkernels.h` from compiled code: hand on ``describe(x).ctypes.data``, and keep both
     arrays alive until after the call.
     """
-    d = np.empty(4 + 2 * x.ndim, np.int64)
+    code = _code(x)  # and whether it is read-only
+    d = np.empty(5 + 2 * x.ndim, np.int64)
     first = address(d) + 32
-    d[0] = address(x)
+    d[0] = np.int64(x.ctypes.data)
     d[1] = first
     d[2] = first + 8 * x.ndim
-    d[3] = x.ndim + (_code(x) << 32)  # two int32
+    d[3] = x.ndim + ((code & 15) << 32)  # two int32
+    d[4 + 2 * x.ndim] = code >> 4
     for i in range(x.ndim):
         d[4 + i] = x.shape[i]
         d[4 + x.ndim + i] = x.strides[i]
@@ -137,6 +132,16 @@ def address(x: Any) -> Any:
 
 
 @_compiled
+def _target(d: Any) -> Any:
+    """Where the description of an array that is written to begins."""
+    if d[len(d) - 1] != 0:
+        raise ValueError(
+            "npkernels.numba: an array for results is read-only; expected one that can be written to"
+        )
+    return address(d)
+
+
+@_compiled
 def _text(p: Any) -> Any:
     text, i = "", 0
     while p[i] != 0:
@@ -146,31 +151,39 @@ def _text(p: Any) -> Any:
 
 
 @_compiled
+def _refuse(function: Any, status: Any) -> None:
+    raise ValueError(function + ": " + _text(_bad_argument()) + " " + _text(_status_text(status)))
+
+
+@_compiled
 def _done(function: Any, status: Any, used: Any) -> None:
     """Raise what a status means. `used`: the arrays of the call, which must live until here."""
     if status != 0:
-        raise ValueError(function + ": " + _text(_bad_argument()) + " " + _text(_status_text(status)))
+        name = (
+            function if status > 0 else "npkernels"
+        )  # a string of no fixed value, so that the next is compiled once
+        _refuse(name, status)
 
 
 @_compiled
 def softmax(x: Any, y: Any, axis: int = -1, temperature: float = 1.0) -> None:
     """``y = softmax(x / temperature)`` along the axis; y may be x."""
     dx, dy = describe(x), describe(y)
-    _done("softmax", _softmax(address(dx), axis, temperature, 0, address(dy)), (x, y, dx, dy))
+    _done("softmax", _softmax(address(dx), axis, temperature, 0, _target(dy)), (x, y, dx, dy))
 
 
 @_compiled
 def log_softmax(x: Any, y: Any, axis: int = -1, temperature: float = 1.0) -> None:
     """``y = log(softmax(x / temperature))``; y may be x."""
     dx, dy = describe(x), describe(y)
-    _done("log_softmax", _log_softmax(address(dx), axis, temperature, 0, address(dy)), (x, y, dx, dy))
+    _done("log_softmax", _log_softmax(address(dx), axis, temperature, 0, _target(dy)), (x, y, dx, dy))
 
 
 @_compiled
 def logsumexp(x: Any, lse: Any, axis: int = -1, temperature: float = 1.0) -> None:
     """``lse = log(sum(exp(x / temperature)))`` of each row of a matrix or more; lse is contiguous."""
     dx, dl = describe(x), describe(lse)
-    _done("logsumexp", _logsumexp(address(dx), axis, temperature, 0, address(dl), 0), (x, lse, dx, dl))
+    _done("logsumexp", _logsumexp(address(dx), axis, temperature, 0, _target(dl), 0), (x, lse, dx, dl))
 
 
 @_compiled
@@ -180,7 +193,7 @@ def token_log_probs(
     """Log-probability of the id, lse and entropy (nats) of each row, in one read of logits (..., V)."""
     dx, di, dp = describe(logits), describe(ids), describe(log_prob)
     dl, dh = describe(lse), describe(entropy)
-    stats = np.array([56, address(dp), address(dl), address(dh), 0, 0, 0])  # npk_token_stats
+    stats = np.array([56, _target(dp), _target(dl), _target(dh), 0, 0, 0])  # npk_token_stats
     status = _token_log_probs(address(dx), address(di), temperature, 0, address(stats))
     _done("token_log_probs", status, (logits, ids, log_prob, lse, entropy, dx, di, dp, dl, dh, stats))
 
@@ -198,7 +211,7 @@ def attention(q: Any, k: Any, v: Any, out: Any, lse: Any, causal: int = 0, scale
     options[0], options[2] = 112, causal
     options[9] = options[10] = -1
     options.view(np.float64)[1] = scale
-    status = _attention(address(dq), address(dk), address(dv), address(options), address(do), address(dl))
+    status = _attention(address(dq), address(dk), address(dv), address(options), _target(do), _target(dl))
     _done("attention", status, (q, k, v, out, lse, dq, dk, dv, do, dl, options))
 
 
@@ -219,7 +232,7 @@ def group_advantages(
     baseline: 0 mean, 1 leave one out, 2 none; scale: 0 group, 1 batch, 2 none.
     """
     dr, da, options = describe(rewards), describe(a), _advantage_options(eps, baseline, scale, ddof)
-    status = _advantages(address(dr), size, 0, address(options), address(da), 0, 0, 0)
+    status = _advantages(address(dr), size, 0, address(options), _target(da), 0, 0, 0)
     _done("group_advantages", status, (rewards, a, dr, da, options))
 
 
@@ -230,7 +243,7 @@ def group_advantages_by_id(
     """The same of the groups of equal ids (B,), int64 of any values in any order."""
     dr, di, da = describe(rewards), describe(ids), describe(a)
     options = _advantage_options(eps, baseline, scale, ddof)
-    status = _advantages(address(dr), 0, address(di), address(options), address(da), 0, 0, 0)
+    status = _advantages(address(dr), 0, address(di), address(options), _target(da), 0, 0, 0)
     _done("group_advantages", status, (rewards, ids, a, dr, di, da, options))
 
 
@@ -238,14 +251,14 @@ def group_advantages_by_id(
 def discounted_returns(rewards: Any, gamma: float, returns: Any) -> None:
     """``returns[t] = rewards[t] + gamma returns[t + 1]`` along the last axis; contiguous arrays."""
     dr, do = describe(rewards), describe(returns)
-    _done("discounted_returns", _returns(address(dr), gamma, 0, address(do)), (rewards, returns, dr, do))
+    _done("discounted_returns", _returns(address(dr), gamma, 0, _target(do)), (rewards, returns, dr, do))
 
 
 @_compiled
 def gae(rewards: Any, values: Any, gamma: float, lam: float, advantages: Any, returns: Any) -> None:
     """``A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}``, ``returns = A + V``; contiguous arrays."""
     dr, dv, da, do = describe(rewards), describe(values), describe(advantages), describe(returns)
-    status = _gae(address(dr), address(dv), gamma, lam, 0, address(da), address(do))
+    status = _gae(address(dr), address(dv), gamma, lam, 0, _target(da), _target(do))
     _done("gae", status, (rewards, values, advantages, returns, dr, dv, da, do))
 
 
@@ -262,7 +275,7 @@ def _step_options(norm: int, low: float, high: float) -> Any:
 def sign_step(x: Any, grad: Any, eps: float, y: Any, low: float = -_OPEN, high: float = _OPEN) -> None:
     """``y = clip(x + eps sign(grad), low, high)``; y may be x or grad."""
     dx, dg, dy, options = describe(x), describe(grad), describe(y), _step_options(0, low, high)
-    status = _sign(address(dx), address(dg), eps, address(options), address(dy), 0)
+    status = _sign(address(dx), address(dg), eps, address(options), _target(dy), 0)
     _done("sign_step", status, (x, grad, y, dx, dg, dy, options))
 
 
@@ -272,7 +285,7 @@ def project(
 ) -> None:
     """Write the nearest point of the ball around each sample of center to y. norm: 0 for "inf", 1 or 2."""
     dx, dc, dy, options = describe(x), describe(center), describe(y), _step_options(norm, low, high)
-    status = _project(address(dx), address(dc), eps, address(options), address(dy))
+    status = _project(address(dx), address(dc), eps, address(options), _target(dy))
     _done("project", status, (x, center, y, dx, dc, dy, options))
 
 
@@ -291,7 +304,7 @@ def pgd_step(
     """Write a step along the steepest direction, projected onto the ball, to y; y may be x, center or grad."""
     dx, dc, dg, dy = describe(x), describe(center), describe(grad), describe(y)
     options = _step_options(norm, low, high)
-    status = _pgd(address(dx), address(dc), address(dg), step, eps, address(options), address(dy), 0)
+    status = _pgd(address(dx), address(dc), address(dg), step, eps, address(options), _target(dy), 0)
     _done("pgd_step", status, (x, center, grad, y, dx, dc, dg, dy, options))
 
 
@@ -301,5 +314,5 @@ def random_in_ball(
 ) -> None:
     """Write a point of the ball around each sample to y, uniform, a function of the key and the place alone."""
     dc, dy, options = describe(center), describe(y), _step_options(norm, low, high)
-    status = _ball(address(dc), eps, np.uint64(key), address(options), address(dy))
+    status = _ball(address(dc), eps, np.uint64(key), address(options), _target(dy))
     _done("random_in_ball", status, (center, y, dc, dy, options))

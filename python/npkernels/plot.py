@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels._arrays import Array, choice, floating, number, shape_error
+from npkernels._party import party
 from npkernels._plot_anisotropy import anisotropy
 
 __all__ = ["anisotropy", "attention"]
@@ -141,10 +141,7 @@ def _shown(token: Any) -> str:
 
 
 def _matplotlib(name: str) -> Any:
-    try:
-        return importlib.import_module(f"matplotlib.{name}")
-    except ImportError as error:
-        raise ImportError("plot.attention needs matplotlib: pip install 'npkernels[plot]'") from error
+    return party("npkernels.plot", f"matplotlib.{name}", "3.8", "npkernels[plot]")
 
 
 def _ticks(labels: list[str]) -> list[int]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-try:
-    import torch
-    from transformers import AttentionInterface, AttentionMaskInterface
-except ImportError as error:
-    raise ImportError(
-        "npkernels.transformers: PyTorch or Transformers is not installed or too old; expected torch>=2.4 and "
-        "transformers>=5.0,<6 (pip install 'npkernels[transformers]')"
-    ) from error
+from npkernels._party import party  # isort: skip  (before anything else imports them)
 
-from npkernels._torch_attention import _autograd_attention, dropout_seed, to_numpy
-from npkernels._transformers_cache import GrowingCache
-from npkernels._transformers_mask import PatternMask, npkernels_mask
+party("npkernels.transformers", "torch", "2.4", "npkernels[transformers]")
+party("npkernels.transformers", "transformers", "5.0", "npkernels[transformers]", before="6")
+
+import torch  # noqa: E402
+from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
+
+from npkernels._torch_attention import _autograd_attention, dropout_seed, to_numpy  # noqa: E402
+from npkernels._transformers_cache import GrowingCache  # noqa: E402
+from npkernels._transformers_mask import PatternMask, npkernels_mask  # noqa: E402
 
 __all__ = ["GrowingCache", "npkernels_attention", "npkernels_mask", "register"]
 

@@ -14,7 +14,6 @@ ART is imported when one of them is asked for; an ImportError then says what to 
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,10 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def _made(name: str) -> type:
-    party("npkernels.contrib.art", "art", "1.17", "adversarial-robustness-toolbox>=1.17")
-    base = getattr(importlib.import_module("art.attacks.evasion"), _BASES[name])
+    attacks = party(
+        "npkernels.contrib.art", "art.attacks.evasion", "1.17", "adversarial-robustness-toolbox>=1.17"
+    )
+    base = getattr(attacks, _BASES[name])
     text = f"`art.attacks.evasion.{_BASES[name]}`, by fused steps."
     return type(name, (_Fused, base), {"__module__": __name__, "__doc__": text})
 

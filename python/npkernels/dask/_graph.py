@@ -5,6 +5,7 @@ A task is a tuple ``(function, key, ...)``; a key is a tuple ``(name, block inde
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -43,7 +44,13 @@ def array(function: str, name: str, x: Any) -> DaskArray:
 
 
 def known(function: str, name: str, x: DaskArray) -> None:
-    """Raise where the sizes of chunks are not known."""
+    """Raise where the sizes of chunks are not known, or the chunks are not NumPy's."""
+    kind = type(x._meta)
+    if not issubclass(kind, np.ndarray) or issubclass(kind, np.ma.MaskedArray):
+        raise TypeError(
+            f"{function}: {name} is a Dask array of {kind.__module__}.{kind.__qualname__}; expected chunks that are "
+            f"NumPy arrays: {name}.map_blocks(numpy.asarray), or what else makes them dense"
+        )
     if any(math.isnan(n) for sizes in x.chunks for n in sizes):
         raise ValueError(
             f"{function}: {name} has chunks of unknown sizes; call {name}.compute_chunk_sizes() first"
@@ -118,6 +125,30 @@ def _name(key: Any) -> Any:
     return key[0] if isinstance(key, tuple) else key
 
 
+def _as_declared(
+    function: Callable[..., Any], declared: tuple[tuple[int, str, tuple[int, ...], Any], ...], *arguments: Any
+) -> Any:
+    """Call a task's function, after a look at the blocks that it reads: Dask takes their shapes and dtypes on trust."""
+    given = list(arguments)
+    for at, name, shape, dtype in declared:
+        block = given[at]
+        if not isinstance(block, np.ndarray):
+            continue
+        if block.shape != shape:
+            raise ValueError(
+                f"npkernels.dask: a block of {name} has shape {block.shape}, its chunks say {shape}; expected what "
+                "made it to be given the right chunks="
+            )
+        if block.dtype != dtype and (block.dtype.kind, dtype.kind) not in (("U", "U"), ("S", "S")):
+            if not np.can_cast(block.dtype, dtype, "same_kind"):
+                raise TypeError(
+                    f"npkernels.dask: a block of {name} has dtype {block.dtype}, the array says {dtype}; expected what "
+                    "made it to be given the right dtype= or meta="
+                )
+            given[at] = block.astype(dtype)
+    return function(*given)
+
+
 class Layer:
     """Tasks under one name, the collections that they read, and Dask arrays on top of both."""
 
@@ -129,7 +160,21 @@ class Layer:
         self.names = {_name(key) for key in tasks}
         self.graph = self._collected(name, tasks)
 
+    def _guarded(self, task: Any) -> Any:
+        """The task with a look at those of its blocks that come from outside."""
+        function, *arguments = task
+        declared = []
+        for at, key in enumerate(arguments):
+            x = self.inputs.get(key[0]) if isinstance(key, tuple) else None
+            if x is not None and not isinstance(x, _Delayed):
+                shape = tuple(sizes[n] for sizes, n in zip(x.chunks, key[1:], strict=True))
+                declared.append((at, x.name, shape, x.dtype))
+        if not declared:
+            return task
+        return (functools.partial(_as_declared, function, tuple(declared)), *arguments)
+
     def _collected(self, name: str, tasks: Tasks) -> Any:
+        tasks = {key: self._guarded(task) for key, task in tasks.items()}
         read = {other for task in tasks.values() for other in _read(task)}
         inputs = [x for other, x in self.inputs.items() if other in read]
         graph = _HighLevelGraph.from_collections(name, tasks, dependencies=inputs)

@@ -70,7 +70,7 @@ def attention(
     Array([[1., 2.],
            [2., 3.]], dtype=float32)
     """
-    q, k, v = floating(q), floating(k), floating(v)
+    q, k, v = (floating(FUNCTION, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     ndim = q.ndim
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not 2 <= x.ndim <= 4:
@@ -84,8 +84,8 @@ def attention(
     rest: dict[str, Any] = {
         "mask": None if mask is None else boolean(FUNCTION, mask),
         "bias": None if bias is None else jnp.asarray(bias),
-        "alibi_slopes": None if alibi_slopes is None else floating(alibi_slopes),
-        "sinks": None if sinks is None else floating(sinks),
+        "alibi_slopes": None if alibi_slopes is None else floating(FUNCTION, "alibi_slopes", alibi_slopes),
+        "sinks": None if sinks is None else floating(FUNCTION, "sinks", sinks),
         "q_offset": None if q_offset is None else jnp.asarray(q_offset),
         "kv_lengths": None if kv_lengths is None else jnp.asarray(kv_lengths),
     }

@@ -8,7 +8,6 @@ lengths are that of the batch, or 1.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +21,16 @@ Array = npt.NDArray[Any]
 Shaped = tuple[tuple[int, ...], Any]  # shape and dtype
 
 OLDEST = "0.6.2"
-jax = party("npkernels.jax", "jax", OLDEST, "npkernels[jax]")
-jnp, ad, batching, mlir, core, callbacks = (
-    importlib.import_module(f"jax.{name}")
+jax, jnp, ad, batching, mlir, core, callbacks = (
+    party("npkernels.jax", name, OLDEST, "npkernels[jax]")
     for name in (
-        "numpy",
-        "interpreters.ad",
-        "interpreters.batching",
-        "interpreters.mlir",
-        "extend.core",
-        "experimental.buffer_callback",
+        "jax",
+        "jax.numpy",
+        "jax.interpreters.ad",
+        "jax.interpreters.batching",
+        "jax.interpreters.mlir",
+        "jax.extend.core",
+        "jax.experimental.buffer_callback",
     )
 )
 
@@ -175,10 +174,16 @@ ad.primitive_jvps[primitive] = _jvp
 ad.primitive_transposes[primitive] = _transpose
 
 
-def floating(x: Any) -> Any:
+def floating(function: str, name: str, x: Any) -> Any:
     """Return x as a JAX array of a floating dtype; integers and booleans become JAX's float."""
     x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+    if x.dtype in (jnp.float32, jnp.float64, jnp.float16, jnp.bfloat16):
+        return x
+    if x.dtype != np.bool_ and not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(
+            f"{function}: {name} has dtype {x.dtype}; expected float32, float64, float16, bfloat16 or integers"
+        )
+    return x.astype(jnp.result_type(float))
 
 
 def boolean(function: str, x: Any) -> Any:

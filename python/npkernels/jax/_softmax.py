@@ -99,7 +99,7 @@ class RowsLinear(Rows):
 
 
 def _rows(kind: str, x: Any, axis: int, temperature: float, mask: Any) -> Any:
-    x = floating(x)
+    x = floating(kind, "x", x)
     # the kernel itself says what is wrong with the options
     getattr(npkernels, kind)(np.zeros((1,) * x.ndim), axis, temperature=temperature)
     axis = int(axis)

@@ -178,7 +178,7 @@ def token_log_probs(
     Array([[ 0.5, -0.5]], dtype=float32)
     """
     function = "token_log_probs"
-    x, chosen = floating(logits), jnp.asarray(ids)
+    x, chosen = floating(function, "logits", logits), jnp.asarray(ids)
     if x.ndim == 0:
         raise ValueError(f"{function}: logits has shape (); expected (..., V)")
     if not jnp.issubdtype(chosen.dtype, jnp.integer) and chosen.size:

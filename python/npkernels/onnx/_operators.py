@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -17,10 +16,11 @@ from npkernels._party import party
 from npkernels.onnx._nodes import NODES, WEIGHTS, Array, Arrays
 
 OLDEST = "1.19.0"  # the first whose evaluator has the operator Attention of opset 24
-onnx = party("npkernels.onnx", "onnx", OLDEST, "npkernels[onnx]")
-_ReferenceEvaluator: Any = importlib.import_module("onnx.reference").ReferenceEvaluator
-op_run = importlib.import_module("onnx.reference.op_run")
-ops = importlib.import_module("onnx.reference.ops")
+onnx, _reference, op_run, ops = (
+    party("npkernels.onnx", name, OLDEST, "npkernels[onnx]")
+    for name in ("onnx", "onnx.reference", "onnx.reference.op_run", "onnx.reference.ops")
+)
+_ReferenceEvaluator: Any = _reference.ReferenceEvaluator
 
 
 def run_node(

@@ -4,9 +4,10 @@ Results and gradients are in the memory that the kernels wrote: nothing is copie
 order; a second one is an error.
 """
 
-from npkernels.torch._version import check  # isort: skip  (before anything else imports PyTorch)
+from npkernels._party import party  # isort: skip  (before anything else imports PyTorch)
 
-check()
+# the first with torch.library.custom_op, register_autograd and unsigned 16-bit tensors
+party("npkernels.torch", "torch", "2.4", "npkernels[torch]")
 
 from npkernels.torch._attention import attention, attention_varlen  # noqa: E402
 from npkernels.torch._losses import cross_entropy  # noqa: E402

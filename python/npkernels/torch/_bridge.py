@@ -49,8 +49,9 @@ def on_cpu(function: str, name: str, x: Any) -> None:
         )
     if x.device.type != "cpu":
         raise TypeError(f"{function}: {name} is on device {x.device}; expected a CPU tensor: {name}.cpu()")
-    if x.layout is not torch.strided:
-        raise TypeError(f"{function}: {name} has layout {x.layout}; expected a dense tensor")
+    if x.layout is not torch.strided or x.is_nested:
+        layout = "a nested layout" if x.is_nested else f"layout {x.layout}"
+        raise TypeError(f"{function}: {name} has {layout}; expected a dense tensor")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -89,15 +89,26 @@ class Op:
         return self.forward(*args)
 
     def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> Any:
-        """Under vmap: one call after the other."""
+        """Under vmap: one call after the other. Of none at all the shapes are those of a call on zeros."""
+        none = not info.batch_size
+        if none:
+            args = tuple(
+                a.new_zeros([n or 1 if axis == d else n for axis, n in enumerate(a.shape)])
+                if isinstance(d, int)
+                else a
+                for a, d in zip(args, in_dims, strict=True)
+            )
 
         def at(i: int) -> list[Any]:
             return [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
 
-        results = [self(*at(i)) for i in range(info.batch_size)]
+        def stacked(parts: Any) -> Tensor:
+            return torch.stack(parts)[:0] if none else torch.stack(parts)
+
+        results = [self(*at(i)) for i in range(info.batch_size or 1)]
         if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+            return stacked(results), 0
+        return tuple(stacked(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
 
 
 def derivative_wanted(x: Tensor) -> bool:

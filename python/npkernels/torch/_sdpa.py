@@ -34,6 +34,7 @@ def scaled_dot_product_attention(
     That is: dense CPU tensors of one dtype (float32, float64, float16, bfloat16), with 2 to 4 axes, the same leading
     axes (with `enable_gqa` fewer heads of keys and values, that divide those of the query), `attn_mask` of booleans or
     of the dtype of the query, not together with `is_causal`, dropout_p 0. Every other call goes to PyTorch as it is.
+    Within `torch.autocast` the tensors are cast to its dtype first, as PyTorch does it.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ def scaled_dot_product_attention(
         result: Tensor = _fallback()(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
                                      is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)  # fmt: skip
         return result
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value, attn_mask = (_autocast(x) for x in (query, key, value, attn_mask))
     boolean = attn_mask is not None and attn_mask.dtype is torch.bool
     out = attention(
         query,
@@ -68,6 +71,13 @@ def scaled_dot_product_attention(
     )
     assert isinstance(out, Tensor)
     return out
+
+
+def _autocast(x: Any) -> Any:
+    """As PyTorch casts what goes into a function in the lower precision: all floating tensors but those of double."""
+    if x is None or x.dtype not in FLOATS or x.dtype is torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype("cpu"))
 
 
 def _supported(
