@@ -61,12 +61,14 @@ def amount(function: str, name: str, value: Any, x: Array, norm: int) -> tuple[f
             f'{x.shape[:1]} (each entry its own only with norm "inf")'
         )
     check_broadcasts(function, name, array, x)
+    if array.size == 1:
+        return float(array.reshape(())), None
     array = array.astype(compute_dtype(x.dtype), copy=False)
     return 0.0, array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
 
 
 def sides(function: str, bounds: Any, x: Array) -> Sides:
-    """The lower and the upper bound, each as a number or as an array of the compute dtype."""
+    """The lower and the upper bound, rounded to x's dtype: each a number or an array of the compute dtype."""
     if bounds is None:
         return OPEN
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
@@ -74,6 +76,7 @@ def sides(function: str, bounds: Any, x: Array) -> Sides:
     a, b = (_side(function, f"bounds[{i}]", side, x) for i, side in enumerate(bounds))
     if not np.all(np.less_equal(a, b)):
         raise ValueError(f"{function}: bounds are not in order; expected low <= high everywhere")
+    a, b = _in_dtype(a, x.dtype), _in_dtype(b, x.dtype)
     return (
         -INF if isinstance(a, np.ndarray) else a,
         INF if isinstance(b, np.ndarray) else b,
@@ -89,7 +92,15 @@ def _side(function: str, name: str, value: Any, x: Array) -> float | Array:
     if array.ndim == 0:
         return float(array)
     check_broadcasts(function, name, array, x)
-    return array.astype(compute_dtype(x.dtype), copy=False)
+    return array
+
+
+def _in_dtype(side: float | Array, dtype: np.dtype[Any]) -> float | Array:
+    """A bound as x's dtype has it, in the compute dtype: what is clipped to it then lies within."""
+    with np.errstate(over="ignore"):
+        if isinstance(side, np.ndarray):
+            return side.astype(dtype, copy=False).astype(compute_dtype(dtype), copy=False)
+        return float(np.asarray(side).astype(dtype))
 
 
 def check_broadcasts(function: str, name: str, array: Array, x: Array) -> None:
