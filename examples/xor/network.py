@@ -62,9 +62,9 @@ def train(seed: int = 0, steps: int = 4000, rate: float = 0.5) -> Smooth:
 def lipschitz_constant(net: Smooth) -> tuple[float, Array]:
     """The exact Lipschitz constant on the whole plane, and a point where the gradient is that long.
 
-    The gradient is ``sum_i s_i w2_i w1_i`` with the slopes ``s_i`` of tanh, in (0, 1]. Two units and two inputs: with w1
-    invertible every pair of slopes occurs somewhere. The length is convex in them, so it is largest at a corner of the
-    square [0, 1]^2: where each unit either stands at its steepest or is saturated.
+    The gradient is ``sum_i s_i w2_i w1_i`` with the slopes ``s_i`` of tanh, in (0, 1]. Two units and two inputs: with
+    w1 invertible every pair of slopes occurs somewhere. The length is convex in them, so it is largest at a corner of
+    the square [0, 1]^2: where each unit either stands at its steepest or is saturated.
     """
     slopes = np.array(list(itertools.product((0.0, 1.0), repeat=len(net.w2))))
     sizes = np.linalg.norm((slopes * net.w2) @ net.w1.T, axis=1)

@@ -15,6 +15,7 @@ Sides = tuple[float, float, Array | None, Array | None]
 
 INF = np.inf
 OPEN: Sides = (-INF, INF, None, None)
+_NUMBERS = (float, int)
 
 
 def norm_code(function: str, norm: Any) -> int:
@@ -73,6 +74,10 @@ def sides(function: str, bounds: Any, x: Array) -> Sides:
         return OPEN
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise TypeError(f"{function}: bounds is {bounds!r}; expected a pair (low, high)")
+    if type(bounds[0]) in _NUMBERS and type(bounds[1]) in _NUMBERS and x.itemsize > 2:  # nothing needs NumPy
+        low, high = number(function, "bounds[0]", bounds[0]), number(function, "bounds[1]", bounds[1])
+        if low <= high:
+            return low, high, None, None
     a, b = (_side(function, f"bounds[{i}]", side, x) for i, side in enumerate(bounds))
     if not np.all(np.less_equal(a, b)):
         raise ValueError(f"{function}: bounds are not in order; expected low <= high everywhere")
