@@ -83,7 +83,7 @@ int num_threads() {
       omp_get_max_threads();  // threadpoolctl and omp_set_num_threads limit the calling thread's number
   if (openmp != env.openmp) n = std::min(n, openmp);
   if (thread_limit) n = std::min(n, thread_limit);
-  return std::max(1, n);
+  return std::clamp(n, 1, kMostThreads);
 }
 
 int set_num_threads(int n) { return setting.exchange(std::clamp(n, 0, kMostThreads)); }

@@ -1,5 +1,6 @@
-"""The pictures of attention: what is drawn where, by the artists of the figure."""
+"""The pictures of attention and anisotropy: what is drawn where, by the artists of the figure."""
 
+import importlib
 import io
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import npkernels
+import npkernels.lipschitz
 import npkernels.plot
 
 pytest.importorskip("matplotlib")
@@ -220,6 +222,35 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     with pytest.raises(ImportError, match=r"npkernels.plot needs matplotlib 3.8 or newer: pip install"):
         npkernels.plot.attention(weights())
+    with pytest.raises(
+        ImportError, match=r"plot.anisotropy needs matplotlib: pip install 'npkernels\[plot\]'"
+    ):
+        npkernels.plot.anisotropy(report())
+
+
+def report(**slopes):
+    every = {kind: np.ones((2, 3)) for kind in ("natural", "random", "adversarial")}
+    return npkernels.lipschitz.Anisotropy({**every, **slopes}, np.ones(3), np.ones(3))
+
+
+def test_slopes_that_have_no_place_are_counted():
+    some = np.array([[0.0, 2, np.inf], [np.nan, 3, 4]])
+    ax = npkernels.plot.anisotropy(report(random=some, adversarial=0 * np.ones((2, 3))), title="loss")
+    assert texts(ax.get_yticklabels()) == ["natural", "random (1 of 0, 2 not finite)", "adversarial (6 of 0)"]
+    assert [len(c.get_offsets()) for c in ax.collections] == [6, 3, 0]
+    assert ax.get_xscale() == "log"
+    ax.figure.canvas.draw()
+    importlib.import_module("matplotlib.pyplot").close(ax.figure)
+
+
+def test_anisotropy_draws_where_it_is_told():
+    panel = importlib.import_module("matplotlib.figure").Figure().subplots()
+    assert npkernels.plot.anisotropy(report(), ax=panel) is panel
+
+
+def test_anisotropy_refuses():
+    with pytest.raises(TypeError, match=r"plot.anisotropy: report is a dict; expected what lipschitz"):
+        npkernels.plot.anisotropy({})
 
 
 def test_importing_npkernels_does_not_import_matplotlib():

@@ -5,7 +5,7 @@ import pytest
 
 from central_differences import numeric_vjp
 from xor import __main__ as demo
-from xor.network import CORNERS, XOR, Smooth, step_perceptron, train
+from xor.network import CORNERS, XOR, Smooth, lipschitz_constant, step_perceptron, train
 
 
 def test_the_step_perceptron_is_exclusive_or():
@@ -38,13 +38,25 @@ def test_the_twin_learns_it_and_its_gradients_are_right():
             assert stepped[place] == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-7)
 
 
+def test_the_constant_is_exact():
+    for net in (train(), train(seed=5)):
+        exact, far = lipschitz_constant(net)
+        assert np.linalg.norm(net.gradient(far[None])) == pytest.approx(exact, rel=1e-9)
+        points = (
+            np.random.default_rng(2).standard_normal((200_000, 2)) * np.geomspace(0.1, 1e4, 200_000)[:, None]
+        )
+        assert np.linalg.norm(net.gradient(points), axis=1).max() <= exact * (1 + 1e-12)
+
+
 def test_lower_bounds_exact_constant_and_upper_bound_are_in_order():
-    found = list(demo.constants(train()).values())
-    exact, product, secants, climbed, clever = found[:5]
-    assert secants <= climbed * 1.02
-    assert climbed <= exact * (1 + 1e-6)
-    assert exact <= product
-    assert clever <= exact * 1.05
+    found = demo.constants(train())
+    exact, product = found["Lipschitz constant, exact"], found["product of layers, upper"]
+    near = found["largest gradient on the picture (grid)"]
+    secants, climbed = (found[f"{kind} secants at the corners, lower"] for kind in ("random", "climbing"))
+    assert 0.5 * near < secants <= climbed * 1.02
+    assert climbed <= near * (1 + 1e-6)
+    assert near <= exact <= product
+    assert found["CLEVER at the corners, estimate"] <= exact * 1.05
 
 
 def test_each_corner_finds_the_border():

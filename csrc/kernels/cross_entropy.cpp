@@ -42,7 +42,7 @@ struct CrossEntropy {
     const T before = s.stats.m;
     const bool rose = s.stats.read(first, x[0], n, kept);
     if constexpr (kSmooth) {
-      if (rose && s.seen.value() > 0) s.weighted.add(s.seen.value() * (double(before) - double(s.stats.m)));
+      if (rose && s.seen.value() != 0) s.weighted.add(s.seen.value() * (double(before) - double(s.stats.m)));
       add_weighted(s, x[0], weight ? weight + first : nullptr, n);
     }
   }

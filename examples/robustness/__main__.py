@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 
+import npkernels.plot
 from npkernels import lipschitz, perturb
-from npkernels._plot_anisotropy import anisotropy as draw_anisotropy
 from robustness.digits import BOUNDS, Array, Digits, accuracy, load, train, train_adversarially
 
 Norm: TypeAlias = Literal["inf", 1, 2]
@@ -127,7 +127,7 @@ def draw_reports(found: dict[str, lipschitz.Anisotropy], path: Path) -> None:
     plt = importlib.import_module("matplotlib.pyplot")
     figure, panels = plt.subplots(1, len(found), figsize=(11, 3.2), layout="constrained")
     for ax, (name, report) in zip(panels, found.items(), strict=True):
-        draw_anisotropy(report, ax=ax, title=name)
+        npkernels.plot.anisotropy(report, ax=ax, title=name)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,14 +59,22 @@ def train(seed: int = 0, steps: int = 4000, rate: float = 0.5) -> Smooth:
     return net
 
 
-def steepest(net: Smooth, low: float = -3.0, high: float = 4.0, n: int = 1401) -> tuple[float, Array]:
-    """The Lipschitz constant on a square: the largest gradient on a grid, and where it is."""
+def lipschitz_constant(net: Smooth) -> tuple[float, Array]:
+    """The exact Lipschitz constant on the whole plane, and a point where the gradient is that long.
+
+    The gradient is ``sum_i s_i w2_i w1_i`` with the slopes ``s_i`` of tanh, in (0, 1]. Two units and two inputs: with
+    w1 invertible every pair of slopes occurs somewhere. The length is convex in them, so it is largest at a corner of
+    the square [0, 1]^2: where each unit either stands at its steepest or is saturated.
+    """
+    slopes = np.array(list(itertools.product((0.0, 1.0), repeat=len(net.w2))))
+    sizes = np.linalg.norm((slopes * net.w2) @ net.w1.T, axis=1)
+    there = np.where(slopes[sizes.argmax()] == 1, 0, 20)  # tanh has slope 1 at 0, and 10^-17 at 20
+    return float(sizes.max()), np.linalg.solve(net.w1.T, there - net.b1)
+
+
+def steepest(net: Smooth, low: float = -0.5, high: float = 1.5, n: int = 801) -> tuple[float, Array]:
+    """The largest gradient on a grid over a square, and where it is."""
     axis = np.linspace(low, high, n)
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     size = np.linalg.norm(net.gradient(points), axis=1)
-    for _ in range(40):  # and a little further up, from there
-        best = points[size.argmax()]
-        points = best + (axis[1] - axis[0]) * np.random.default_rng(_).uniform(-1, 1, (400, 2)) * 0.9**_
-        points[0] = best
-        size = np.linalg.norm(net.gradient(points), axis=1)
     return float(size.max()), points[size.argmax()]

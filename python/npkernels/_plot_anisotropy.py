@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from npkernels._arrays import Array
 from npkernels._party import party
 from npkernels.lipschitz import Anisotropy
 
@@ -33,35 +34,39 @@ def anisotropy(report: Anisotropy, *, ax: Any = None, title: str | None = None) 
     Returns
     -------
     matplotlib Axes
-        What was drawn on. Slopes of 0 have no place on the axis and are counted in the label.
+        What was drawn on. Slopes of 0 have no place on the axis, nor those that are not finite; the labels count them.
 
     Raises
     ------
     ImportError
-        If matplotlib is not installed.
+        Without matplotlib.
+    TypeError
+        If report is something else.
 
     Examples
     --------
-    >>> import numpy as np, npkernels  # doctest: +SKIP
-    >>> ax = anisotropy(npkernels.lipschitz.anisotropy(f, grad, x, data, 0.1), title="logits")  # doctest: +SKIP
+    >>> import numpy as np, npkernels.plot
+    >>> data = np.random.default_rng(0).random((30, 3))
+    >>> report = npkernels.lipschitz.anisotropy(np.sin, np.cos, data[:5], data, 0.1)
+    >>> axes = npkernels.plot.anisotropy(report, title="sine")  # doctest: +SKIP
+    >>> axes.figure.savefig("anisotropy.png")  # doctest: +SKIP
     """
+    if not isinstance(report, Anisotropy):
+        raise TypeError(
+            f"plot.anisotropy: report is a {type(report).__name__}; expected what lipschitz.anisotropy returned"
+        )
     if ax is None:
-        pyplot = party("npkernels.plot", "matplotlib.pyplot", "3.8", "npkernels[plot]")
-        ax = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
+        ax = _pyplot().subplots(figsize=(6.4, 3.2), layout="constrained")[1]
     rng = np.random.default_rng(0)
     for row, (kind, slopes) in enumerate(report.slopes.items()):
-        every = slopes.reshape(-1)
-        shown = every[every > 0]
+        shown = slopes[(slopes > 0) & np.isfinite(slopes)]
         height = row + 0.5 * (rng.random(len(shown)) - 0.5)
         ax.scatter(shown, height, s=5, alpha=0.25, color=COLORS[kind], linewidths=0, rasterized=True)
         if len(shown):
             middle = float(np.median(shown))
             ax.plot([middle, middle], [row - 0.36, row + 0.36], color="black", linewidth=1.5)
             ax.annotate(f"{middle:.2g}", (middle, row - 0.38), ha="center", va="bottom", fontsize=8)
-    labels = [
-        f"{kind} ({int((s == 0).sum())} of 0)" if (s == 0).any() else kind
-        for kind, s in report.slopes.items()
-    ]
+    labels = [_label(kind, slopes) for kind, slopes in report.slopes.items()]
     ax.set(
         xscale="log", yticks=range(len(labels)), yticklabels=labels, xlabel="slope |f(x + d) - f(x)| / |d|"
     )
@@ -72,3 +77,13 @@ def anisotropy(report: Anisotropy, *, ax: Any = None, title: str | None = None) 
     if title:
         ax.set_title(title, loc="left", fontsize=10)
     return ax
+
+
+def _label(kind: str, slopes: Array) -> str:
+    missing = [f"{n} of 0" for n in [int((slopes == 0).sum())] if n]
+    missing += [f"{n} not finite" for n in [int((~np.isfinite(slopes)).sum())] if n]
+    return f"{kind} ({', '.join(missing)})" if missing else kind
+
+
+def _pyplot() -> Any:
+    return party("npkernels.plot", "matplotlib.pyplot", "3.8", "npkernels[plot]")

@@ -17,7 +17,7 @@ class Bound:
     Attributes
     ----------
     value : float or array (B,)
-        The bound; one for each sample where there are samples.
+        The bound; one for each sample where there are samples. Arrays are of the kind that came in.
     kind : "lower", "upper" or "estimate"
         What the constant is certain to be: at least the value, at most, or neither. What is exact up to rounding is
         called "upper".
@@ -28,7 +28,8 @@ class Bound:
         value within ``residual * value``, and if it is the largest, the value is off by about the square of that. None
         where nothing was iterated.
     details : dict
-        What else is known: slopes, quantiles, fits, iterations.
+        What else is known: slopes, quantiles, fits; of an iteration how many ``iterations`` there were, and whether it
+        ``converged``.
     """
 
     value: Any
@@ -39,4 +40,4 @@ class Bound:
 
     def __float__(self) -> float:
         """The value, or the largest of several."""
-        return float(np.max(self.value))
+        return float(np.max(np.asarray(self.value), initial=0))

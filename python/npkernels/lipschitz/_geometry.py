@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels._arrays import Array, floating, same_kind
-from npkernels.lipschitz._local import gradient_of, samples_of, slopes_of, values_of
-from npkernels.perturb._attack import distance, in_dtype, positive
+from npkernels.lipschitz._callables import Function, gradient_of, seen, values_of
+from npkernels.lipschitz._local import samples_of, slopes_of
+from npkernels.perturb._attack import distance, generator, in_dtype, positive
 from npkernels.perturb._steps import Norm, steepest_step
 
 ArrayLike = npt.ArrayLike
-Function = Callable[[Any], Any]
 CLASSES = ("natural", "random", "tangent", "normal", "adversarial")
 
 
@@ -35,7 +35,7 @@ def tangent_basis(
     x : array_like
         One point, of any shape.
     neighbors : array_like (N, ...)
-        Points of the same kind (the same class); the k nearest to x that are not x itself are used.
+        Points of the same kind (the same class); the k nearest to x that are finite and not x itself are used.
     k : int
         How many.
     dim, variance : int or float in (0, 1]
@@ -46,7 +46,8 @@ def tangent_basis(
     Returns
     -------
     ndarray (q, ...)
-        float64, orthonormal rows of x's shape, the largest variance first.
+        float64, orthonormal rows of x's shape, the largest variance first. None (q = 0) if the neighbours are all one
+        point and dim is not given.
 
     Raises
     ------
@@ -74,33 +75,42 @@ def tangent_basis(
     positive(name, "k", k)
     if dim is not None and variance is not None:
         raise ValueError(f"{name}: dim and variance are both given; expected one of them")
-    near = _nearest(point.reshape(-1), pool.reshape(len(pool), -1), k)
+    if variance is not None and not (isinstance(variance, int | float | np.number) and 0 < variance <= 1):
+        raise ValueError(f"{name}: variance is {variance!r}; expected a number in (0, 1]")
+    near = _nearest(point.reshape(-1), pool.reshape(len(pool), point.size), k)
     if robust and len(near):
         away = np.linalg.norm(near - np.median(near, axis=0), axis=1)
-        near = near[away <= 3 * np.median(away)]
+        if (middle := np.median(away)) > 0:  # more than half of them are one point: no distance is unusual
+            near = near[away <= 3 * middle]
     if len(near) < 2:
         raise ValueError(f"{name}: neighbors leaves {len(near)} points beside x; expected at least 2")
     centred = near - near.mean(axis=0)
+    top = float(np.abs(centred).max(initial=0))
+    centred = centred / (top if top > 0 else 1)  # lengths of any size
     values, vectors = np.linalg.eigh(centred @ centred.T)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     rank = int((values > 1e-12 * values[0]).sum())
     if dim is not None:
         q = positive(name, "dim", dim)
+        if q > rank:
+            raise ValueError(f"{name}: dim is {dim}; the neighbours span {rank} directions")
     else:
         share = 0.9 if variance is None else variance
-        if not 0 < share <= 1:
-            raise ValueError(f"{name}: variance is {variance!r}; expected a number in (0, 1]")
-        q = int(np.searchsorted(np.cumsum(values) / max(values.sum(), 1e-300), share - 1e-12)) + 1
-    if q > rank:
-        if dim is not None:
-            raise ValueError(f"{name}: dim is {dim}; the neighbours span {rank} directions")
-        q = rank
-    basis = (vectors[:, :q] / np.sqrt(values[:q])).T @ centred
+        q = min(rank, int(np.searchsorted(np.cumsum(values) / max(values.sum(), 1e-300), share - 1e-12)) + 1)
+    basis = _orthonormal((vectors[:, :q] / np.sqrt(values[:q])).T @ centred)
     return same_kind(np.asarray(basis.reshape(q, *point.shape)), x, neighbors)
 
 
+def _orthonormal(rows: Array) -> Array:
+    """What the small eigenvalues of a Gram matrix leave of orthogonality, mended; no row turns round."""
+    q, r = np.linalg.qr(rows.T)
+    return np.asarray((q * np.where(np.diag(r) < 0, -1.0, 1.0)).T)
+
+
 def _nearest(point: Array, pool: Array, k: int) -> Array:
-    away = np.linalg.norm(pool - point, axis=1)
+    """The k nearest points that are not x itself; what is not finite is nowhere near."""
+    pool = pool[np.isfinite(pool).all(axis=1)]
+    away = distance(pool, np.broadcast_to(point, pool.shape), 2)
     order = np.argsort(away, kind="stable")
     return np.asarray(pool[order[away[order] > 0][:k]])
 
@@ -123,7 +133,7 @@ def split(delta: ArrayLike, basis: ArrayLike) -> tuple[Array, Array]:
     Raises
     ------
     TypeError, ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or the rows are not orthonormal.
 
     Examples
     --------
@@ -140,9 +150,18 @@ def split(delta: ArrayLike, basis: ArrayLike) -> tuple[Array, Array]:
         raise ValueError(
             f"split: delta has shape {d.shape}, basis {rows.shape}; expected (..., *s) and (q, *s)"
         )
-    flat = rows.reshape(len(rows), -1)
-    tangent = ((d.reshape(-1, flat.shape[1]) @ flat.T) @ flat).reshape(d.shape)
-    return same_kind((tangent, d - tangent), delta, basis)
+    flat = rows.reshape(len(rows), int(np.prod(shape)))
+    if not np.allclose(flat @ flat.T, np.eye(len(flat)), atol=1e-6):
+        raise ValueError(
+            "split: the rows of basis are not orthonormal; expected a basis as tangent_basis gives"
+        )
+    return same_kind(_split(d, flat), delta, basis)
+
+
+def _split(d: Array, rows: Array) -> tuple[Array, Array]:
+    flat = d.reshape(d.size // rows.shape[1] if rows.shape[1] else 0, rows.shape[1])
+    tangent = ((flat @ rows.T) @ rows).reshape(d.shape)
+    return tangent, d - tangent
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +187,12 @@ class Anisotropy:
         return float(np.median(self.slopes[kind]))
 
     def ratio(self, kind: str, to: str = "natural") -> float:
-        """The median over samples of one class's median slope over another's."""
+        """The median over samples of one class's median slope over another's; samples where both are 0 say nothing."""
         a, b = (np.median(self.slopes[c], axis=0) for c in (kind, to))
-        return float(np.median(np.divide(a, b, out=np.full(len(a), np.inf), where=b > 0)))
+        known = (a != 0) | (b != 0)
+        if not known.any():
+            return float("nan")
+        return float(np.median(np.divide(a, b, out=np.full(len(a), np.inf), where=b != 0)[known]))
 
     def table(self) -> str:
         """Median, 90 % quantile and ratio to natural of each class, as text."""
@@ -214,7 +236,8 @@ def anisotropy(
         Random, tangent and normal directions of each sample.
     norm : "inf", 2 or 1
         By which the adversarial step is steepest and has the length radius. With "inf" the random directions are signs.
-        Tangent and normal directions get the Euclidean length of the adversarial one.
+        Tangent and normal directions get the Euclidean length of the adversarial one, or that of a step of radius where
+        the gradient is 0.
     rng : numpy.random.Generator or int
         Of the directions.
 
@@ -241,21 +264,26 @@ def anisotropy(
     name = "anisotropy"
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "n", n)
+    f, grad_fn = seen(f, x), seen(grad_fn, x)
     pools = _pools(name, neighbors, points)
     bases = [tangent_basis(p, pool, k=k, dim=dim) for p, pool in zip(points, pools, strict=True)]
-    random = np.random.default_rng(rng)
+    flat = [basis.reshape(len(basis), points[0].size) for basis in bases]
+    random = generator(name, rng)
     at_x = values_of(name, f, points)
 
     def slopes(moved: Array) -> Array:
         return slopes_of(name, f, points, np.asarray(moved, points.dtype), at_x, 2)
 
     g = gradient_of(name, grad_fn, points)
-    worst = steepest_step(points, in_dtype(g, points.dtype), r, norm=norm)
+    worst = steepest_step(points, in_dtype(g, points.dtype, code == 0), r, norm=norm)
     delta = worst.astype(np.float64) - points
-    euclid = distance(worst, points, 2)
+    size = distance(worst, points, 2)
+    euclid = np.where(
+        size > 0, size, r * np.sqrt(points[0].size) if code == 0 else r
+    )  # where the gradient is 0
     rows: dict[str, list[Array]] = {kind: [] for kind in CLASSES}
     near = [
-        _nearest(p.reshape(-1).astype(np.float64), q.reshape(len(q), -1), k)
+        _nearest(p.reshape(-1).astype(np.float64), q.reshape(len(q), p.size), k)
         for p, q in zip(points, pools, strict=True)
     ]
     for i in range(min(len(m) for m in near)):
@@ -264,12 +292,12 @@ def anisotropy(
         d = random.standard_normal(points.shape)
         signs = np.sign(d) * r.reshape(-1, *(1,) * (points.ndim - 1)) if code == 0 else _scaled(d, euclid)
         rows["random"].append(slopes(points + signs))
-        parts = [split(one_d, basis) for one_d, basis in zip(d, bases, strict=True)]
+        parts = [_split(one_d, basis) for one_d, basis in zip(d, flat, strict=True)]
         for kind, part in (("tangent", 0), ("normal", 1)):
             rows[kind].append(slopes(points + _scaled(np.stack([p[part] for p in parts]), euclid)))
     rows["adversarial"].append(slopes(worst))
-    tangents = np.stack([split(d, basis)[0] for d, basis in zip(delta, bases, strict=True)])
-    share = distance(tangents, np.zeros(tangents.shape), 2) ** 2 / np.maximum(euclid**2, 1e-300)
+    tangents = np.stack([_split(d, basis)[0] for d, basis in zip(delta, flat, strict=True)])
+    share = (distance(tangents, np.zeros(tangents.shape), 2) / euclid) ** 2
     return Anisotropy({kind: np.stack(s) for kind, s in rows.items()}, r, share)
 
 
@@ -334,4 +362,5 @@ def off_manifold(score: ArrayLike, delta: ArrayLike, kappa: float) -> Array:
         )
     if not isinstance(kappa, int | float | np.integer | np.floating) or np.isnan(kappa):
         raise TypeError(f"{name}: kappa is {kappa!r}; expected a number")
-    return same_kind(np.asarray((s * d).reshape(len(s), -1).sum(axis=1) > kappa), score, delta)
+    product = (s * d).reshape(len(s), int(np.prod(s.shape[1:])))
+    return same_kind(np.asarray(product.sum(axis=1) > kappa), score, delta)

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, floating, plain
+from npkernels._arrays import Array, floating, same_kind
 from npkernels.lipschitz._bound import Bound
+from npkernels.lipschitz._callables import Function, gradient_of, seen, values_of
 from npkernels.lipschitz._weibull import fit_maxima
-from npkernels.perturb._arguments import amount, check_samples, finite, norm_code
+from npkernels.perturb._arguments import amount, check_samples, finite, norm_code, sides
 from npkernels.perturb._attack import distance, generator, in_dtype, positive
 from npkernels.perturb._random import random_in_ball
 from npkernels.perturb._steps import Norm, pgd_step
 
 ArrayLike = npt.ArrayLike
-Function = Callable[[Any], Any]
-
-
-def values_of(name: str, f: Function, x: Array) -> Array:
-    """Outputs of f as (B, anything), float64."""
-    y = plain(name, "what f gave", f(x))
-    if y.ndim < 1 or y.shape[0] != len(x):
-        raise ValueError(f"{name}: f gave shape {y.shape} for {len(x)} samples; expected {len(x)} rows")
-    return np.asarray(y, np.float64).reshape(len(x), -1)
 
 
 def slopes_of(name: str, f: Function, x: Array, moved: Array, at_x: Array, norm: int) -> Array:
     """``|f(moved) - f(x)|_2 / |moved - x|``, 0 where nothing moved."""
-    rise = np.sqrt(((values_of(name, f, moved) - at_x) ** 2).sum(axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):  # where f is infinite
+        rise = distance(values_of(name, f, moved), at_x, 2)
     run = distance(moved, x, norm)
     return np.asarray(np.divide(rise, run, out=np.zeros_like(rise), where=run > 0))
 
@@ -69,7 +62,7 @@ def local_lipschitz(
     f : callable
         x (B, ...) -> (B, ...): one row for each sample.
     x : array_like (B, ...)
-        The samples.
+        The samples. Any CPU array; f gets its kind.
     radius : float or array_like (B,)
         Length of the secants in `norm`, > 0.
     n : int
@@ -88,7 +81,7 @@ def local_lipschitz(
     Bound
         kind "lower": value (B,) the largest slope of each sample, direction (B, ...) the perturbation that had it;
         ``details["slopes"]`` is (n, B). A weak bound: in 64 dimensions a hundred directions find about 40 % of a linear
-        map's norm. `adversarial_lipschitz` climbs.
+        map's norm. `adversarial_lipschitz` climbs. NaN where f is NaN at one of the points.
 
     Raises
     ------
@@ -105,7 +98,11 @@ def local_lipschitz(
     name = "local_lipschitz"
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "n", n)
-    random = np.random.default_rng(rng)
+    f = seen(f, x)
+    random = generator(name, rng)
+    shares = np.asarray(quantiles, np.float64).reshape(-1)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"{name}: quantiles is {quantiles!r}; expected numbers from 0 to 1")
     shape = points.shape[1:]
     if isinstance(directions, str):
         if directions not in ("gaussian", "sign"):
@@ -130,8 +127,8 @@ def local_lipschitz(
         slopes[i] = slopes_of(name, f, points, moved, at_x, code)
         rose = slopes[i] >= slopes[: i + 1].max(axis=0)
         best = np.where(_column(rose, points), d, best)
-    details = {"slopes": slopes, "quantiles": np.quantile(slopes, list(quantiles), axis=0)}
-    return Bound(slopes.max(axis=0), "lower", best, None, details)
+    details = {"slopes": slopes, "quantiles": np.quantile(slopes, shares, axis=0)}
+    return same_kind(Bound(slopes.max(axis=0), "lower", best, None, details), x)
 
 
 def adversarial_lipschitz(
@@ -173,33 +170,30 @@ def adversarial_lipschitz(
     name = "adversarial_lipschitz"
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "steps", steps)
-    length: Any = r * (2.5 / steps) if step is None else step
+    length: Any = r * (2.5 / steps)
+    if step is not None:
+        one, each = finite(name, "step", amount(name, "step", step, points, 1))
+        length = one if each is None else each
+    low, high, lows, highs = sides(name, bounds, points)
+    a, b = (low if lows is None else lows), (high if highs is None else highs)
+    if bounds is not None and not ((points >= a) & (points <= b)).all():
+        raise ValueError(f"{name}: x lies outside the bounds; expected low <= x <= high")
+    f, grad_fn, random = seen(f, x), seen(grad_fn, x), generator(name, rng)
     at_x = values_of(name, f, points)
     value, best = np.zeros(len(points)), np.zeros(points.shape)
     now = points
     for k in range(steps + 1):
-        g = in_dtype(gradient_of(name, grad_fn, now), points.dtype)
+        g = in_dtype(gradient_of(name, grad_fn, now), points.dtype, code == 0)
         still = (g == 0).reshape(len(g), -1).all(axis=1)
         if still.any():
-            noise = np.random.default_rng(rng).standard_normal(g.shape).astype(g.dtype)
+            noise = random.standard_normal(g.shape).astype(g.dtype)
             g = np.where(_column(still, points), noise, g)
         now = pgd_step(now, points, g, r if k == 0 else length, r, norm=norm, bounds=bounds)
         slope = slopes_of(name, f, points, now, at_x, code)
-        rose = slope > value
+        rose = (slope > value) | np.isnan(slope)
         value = np.where(rose, slope, value)
         best = np.where(_column(rose, points), now.astype(np.float64) - points, best)
-    return Bound(value, "lower", best, None, {"steps": steps + 1})
-
-
-def gradient_of(name: str, grad_fn: Function, x: Array) -> Array:
-    """What grad_fn gives at x, without its losses."""
-    given = grad_fn(x)
-    g = floating(
-        name, "what grad_fn gave", given[1] if isinstance(given, tuple) and len(given) == 2 else given
-    )
-    if g.shape != x.shape:
-        raise ValueError(f"{name}: grad_fn gave shape {g.shape}; expected {x.shape}")
-    return g
+    return same_kind(Bound(value, "lower", best, None, {"steps": steps + 1}), x)
 
 
 def clever(
@@ -257,7 +251,7 @@ def clever(
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "batches", batches)
     positive(name, "batch_size", batch_size)
-    random = generator(name, rng)
+    grad_fn, random = seen(grad_fn, x), generator(name, rng)
     dual = {0: 1, 1: 0, 2: 2}[code]
     maxima = np.zeros((batches, len(points)))
     for i in range(batches):
@@ -265,6 +259,5 @@ def clever(
             g = gradient_of(name, grad_fn, random_in_ball(points, r, norm=norm, rng=random))
             maxima[i] = np.maximum(maxima[i], distance(g, np.zeros(g.shape), dual))
     fits = [fit_maxima(column) for column in maxima.T]
-    return Bound(
-        np.array([fit.location for fit in fits]), "estimate", None, None, {"maxima": maxima, "fits": fits}
-    )
+    found = np.array([fit.location for fit in fits])
+    return same_kind(Bound(found, "estimate", None, None, {"maxima": maxima, "fits": fits}), x)

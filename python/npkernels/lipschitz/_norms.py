@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, floating
+from npkernels._arrays import Array, floating, same_kind
 from npkernels.lipschitz._bound import Bound
 from npkernels.lipschitz._spectral import spectral_norm
-from npkernels.perturb._arguments import norm_code
+from npkernels.perturb._arguments import INF, norm_code
+from npkernels.perturb._attack import generator
 
 ArrayLike = npt.ArrayLike
 STARTS, ROUNDS = 32, 200  # of the ascent where no closed form is known
@@ -57,20 +58,30 @@ def operator_norm(w: ArrayLike, p: Any = 2, q: Any = 2, *, rng: np.random.Genera
     if a.ndim != 2 or not a.size:
         raise ValueError(f"{name}: w has shape {a.shape}; expected a matrix with entries")
     source, target = norm_code(name, p), norm_code(name, q)
+    if source == target == 2:
+        return spectral_norm(w)
+    top = float(np.abs(a).max())
+    scale = 1.0
+    if 0 < top < INF and not 1e-100 < top < 1e100:  # squares stay in range
+        scale = float(np.ldexp(1.0, int(np.clip(-np.frexp(top)[1], -1000, 1000))))
+    b = _scaled(a * scale, source, target, generator(name, rng))
+    with np.errstate(over="ignore"):
+        return same_kind(Bound(float(np.divide(b.value, scale)), b.kind, b.direction), w)
+
+
+def _scaled(a: Array, source: int, target: int, rng: np.random.Generator) -> Bound:
+    """The norm of a matrix whose entries can be squared."""
     if source == 1:
         sizes = _size(a, target, axis=0)
         column = int(sizes.argmax())
         return Bound(float(sizes[column]), "upper", np.eye(a.shape[1])[column])
     if target == 0:
-        dual = {0: 1, 2: 2}[source]
-        sizes = _size(a, dual, axis=1)
-        row = a[sizes.argmax()]
-        return Bound(
-            float(sizes.max()), "upper", np.sign(row) if source == 0 else row / max(sizes.max(), 1e-300)
-        )
-    if source == target == 2:
-        return spectral_norm(a)
-    return _ascend(a, source, target, np.random.default_rng(rng))
+        sizes = _size(a, {0: 1, 2: 2}[source], axis=1)
+        row, size = a[sizes.argmax()], float(sizes.max())
+        if size == 0:  # of a zero matrix any direction will do
+            return Bound(0.0, "upper", np.eye(a.shape[1])[0])
+        return Bound(size, "upper", np.where(row < 0, -1.0, 1.0) if source == 0 else row / size)
+    return _ascend(a, source, target, rng)
 
 
 def _size(a: Array, code: int, axis: int) -> Array:
@@ -87,7 +98,11 @@ def _ascend(a: Array, source: int, target: int, rng: np.random.Generator) -> Bou
     for _ in range(ROUNDS):
         y = a @ x
         g = a.T @ (np.sign(y) if target == 1 else y)
-        new = np.where(g >= 0, 1.0, -1.0) if source == 0 else g / np.maximum(_size(g, 2, axis=0), 1e-300)
+        if source == 0:
+            new = np.where(g >= 0, 1.0, -1.0)
+        else:
+            size = _size(g, 2, axis=0)
+            new = np.where(size > 0, g / np.where(size > 0, size, 1), x)
         risen = _size(a @ new, target, axis=0)
         better = risen > value * (1 + 1e-15)
         if not better.any():
@@ -104,7 +119,7 @@ def product_bound(layers: Sequence[Any], *, norm: Any = 2) -> Bound:
     ----------
     layers : sequence
         In any order: matrices (out, in) whose operator norm is taken, numbers (known constants, such as 1 for ReLU or
-        1/4 for the logistic function), or `Bound` of kind "upper".
+        1/4 for the logistic function), or `Bound` of kind "upper"; constants and bounds are taken to be of that norm.
     norm : "inf", 2 or 1
         Of inputs and outputs.
 
@@ -129,7 +144,9 @@ def product_bound(layers: Sequence[Any], *, norm: Any = 2) -> Bound:
     if not isinstance(layers, Sequence) or isinstance(layers, str | bytes):
         raise TypeError(f"{name}: layers is a {type(layers).__name__}; expected a sequence")
     factors = [_factor(name, i, layer, norm) for i, layer in enumerate(layers)]
-    return Bound(float(np.prod(factors)), "upper", None, None, {"factors": factors})
+    # a layer that is constant makes the network constant, whatever the others are
+    value = 0.0 if 0.0 in factors and not np.isnan(factors).any() else float(np.prod(factors))
+    return Bound(value, "upper", None, None, {"factors": factors})
 
 
 def _factor(name: str, i: int, layer: Any, norm: Any) -> float:

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, floating, plain
+from npkernels._arrays import Array, floating, same_kind
 from npkernels.lipschitz._bound import Bound
+from npkernels.lipschitz._callables import seen, values
+from npkernels.lipschitz._golub_kahan import golub_kahan
 
 ArrayLike = npt.ArrayLike
-Map = Callable[[Array], Array]
-BASIS = 48  # vectors that are kept before a restart: memory is this many inputs and outputs
 
 
 def spectral_norm(
     a: Any,
     *,
-    shape: Sequence[int] | None = None,
+    shape: int | Sequence[int] | None = None,
     stride: int = 1,
     padding: int = 0,
     tol: float = 1e-6,
@@ -33,7 +33,7 @@ def spectral_norm(
     a : array_like (m, n), array_like (out, in, *kernel), or pair of callables
         A matrix is decomposed (exact up to rounding). A convolution, as networks have it (a correlation with zero
         padding), and a pair ``(jvp, vjp)``, ``jvp(v) = A v`` and ``vjp(u) = A^T u``, are iterated.
-    shape : sequence of int
+    shape : int or sequence of int
         Of an input of the map: ``(height, width)`` for a convolution, the whole shape for a pair.
     stride, padding : int
         Of the convolution, the same along each axis.
@@ -47,12 +47,14 @@ def spectral_norm(
     Returns
     -------
     Bound
-        kind "upper" for a matrix; "lower" for the others (what is found is attained), with direction and residual.
+        kind "upper" for a matrix; "lower" for the others (what is found is attained), with direction and residual;
+        ``details["converged"]`` says whether that is tol or less, ``details["iterations"]`` after how many products.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument or what a callable gives has the wrong kind, shape or range.
+        If an argument or what a callable gives has the wrong kind, shape or range, or vjp is not the transpose of jvp:
+        ``<u, A v>`` and ``<A^T u, v>`` differ.
 
     Notes
     -----
@@ -80,23 +82,25 @@ def spectral_norm(
         return golub_kahan(name, a[0], a[1], _shape(name, shape), tol, max_iter, rng)
     w = floating(name, "a", a).astype(np.float64)
     if w.ndim == 2:
-        return _of_matrix(w)
+        return same_kind(_of_matrix(w), a)
     if w.ndim < 3:
         raise ValueError(
             f"{name}: a has shape {w.shape}; expected a matrix, (out, in, *kernel) or (jvp, vjp)"
         )
-    if shape is None or len(shape) != w.ndim - 2:
+    lengths = () if shape is None else _shape(name, shape)
+    if len(lengths) != w.ndim - 2:
         raise ValueError(
             f"{name}: shape is {shape}; expected {w.ndim - 2} lengths for a kernel of shape {w.shape}"
         )
-    conv = Convolution(name, w, _shape(name, shape), stride, padding)
-    return golub_kahan(name, conv.forward, conv.adjoint, conv.input_shape, tol, max_iter, rng)
+    conv = Convolution(name, w, lengths, stride, padding)
+    return same_kind(golub_kahan(name, conv.forward, conv.adjoint, conv.input_shape, tol, max_iter, rng), a)
 
 
-def _shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    if not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
-        raise ValueError(f"{name}: shape is {shape}; expected positive integers")
-    return tuple(int(n) for n in shape)
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    lengths = shape if isinstance(shape, Sequence) else (shape,)
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in lengths):
+        raise ValueError(f"{name}: shape is {shape!r}; expected positive integers")
+    return tuple(int(n) for n in lengths)
 
 
 def _of_matrix(w: Array) -> Bound:
@@ -150,75 +154,10 @@ class Convolution:
         return padded[self._inner()]
 
 
-def golub_kahan(
-    name: str, jvp: Map, vjp: Map, shape: tuple[int, ...], tol: float, max_iter: int, rng: Any
-) -> Bound:
-    """The largest singular value of the map of inputs of that shape, and its right direction."""
-    if not (isinstance(tol, float | int) and tol > 0):
-        raise ValueError(f"{name}: tol is {tol!r}; expected a number > 0")
-    if not isinstance(max_iter, int | np.integer) or max_iter < 1:
-        raise ValueError(f"{name}: max_iter is {max_iter!r}; expected a positive integer")
-    start = np.random.default_rng(rng).standard_normal(shape).reshape(-1)
-    v = start / np.linalg.norm(start)
-    out_shape: tuple[int, ...] | None = None
-    done, value, residual = 0, 0.0, np.inf
-
-    def ahead(x: Array) -> Array:
-        nonlocal out_shape
-        y = plain(name, "what jvp gave", jvp(x.reshape(shape)))
-        if out_shape is not None and y.shape != out_shape:
-            raise ValueError(f"{name}: jvp gave shape {y.shape}, and before {out_shape}; expected the same")
-        out_shape = y.shape
-        return np.asarray(y, np.float64).reshape(-1)
-
-    def back(y: Array) -> Array:
-        assert out_shape is not None
-        x = plain(name, "what vjp gave", vjp(y.reshape(out_shape)))
-        if x.shape != shape:
-            raise ValueError(f"{name}: vjp gave shape {x.shape}; expected {shape}")
-        return np.asarray(x, np.float64).reshape(-1)
-
-    rights = np.empty((BASIS + 1, v.size))  # v_0, v_1, ...; what is not reached is never touched
-    lefts: Array | None = None
-    while done < max_iter:
-        rights[0] = v
-        alphas: list[float] = []
-        betas: list[float] = []
-        for k in range(min(BASIS, max_iter - done)):
-            u = ahead(rights[k])
-            done += 1
-            if lefts is None:
-                lefts = np.empty((BASIS, u.size))
-            u = _apart(u, lefts[:k])
-            alphas.append(float(np.linalg.norm(u)))
-            lefts[k] = u / alphas[k] if alphas[k] > 0 else u
-            w = _apart(back(lefts[k]), rights[: k + 1])
-            betas.append(float(np.linalg.norm(w)))
-            if not np.isfinite(alphas[k] + betas[k]):
-                return Bound(np.nan, "lower", None, np.nan, {"iterations": done})
-            left, s, right = np.linalg.svd(np.diag(alphas) + np.diag(betas[:-1], 1))
-            value = float(s[0])
-            residual = betas[k] * abs(float(left[-1, 0])) / value if value > 0 else 0.0
-            if residual <= tol or betas[k] <= 1e-14 * value:
-                best = right[0] @ rights[: k + 1]
-                return Bound(value, "lower", best.reshape(shape), residual, {"iterations": done})
-            rights[k + 1] = w / betas[k]
-        v = right[0] @ rights[: k + 1]
-        v = v / np.linalg.norm(v)
-    return Bound(value, "lower", v.reshape(shape), residual, {"iterations": done})
-
-
-def _apart(v: Array, basis: Array) -> Array:
-    """What of v is orthogonal to the rows; twice is enough (Parlett)."""
-    for _ in range(2 if len(basis) else 0):
-        v = v - (basis @ v) @ basis
-    return v
-
-
 def jacobian_norm(
     x: ArrayLike,
-    jvp: Callable[[Array, Array], Array],
-    vjp: Callable[[Array, Array], Array],
+    jvp: Callable[[Any, Any], Any],
+    vjp: Callable[[Any, Any], Any],
     *,
     subspace: ArrayLike | None = None,
     tol: float = 1e-6,
@@ -232,7 +171,8 @@ def jacobian_norm(
     x : array_like
         One input, of any shape.
     jvp, vjp : callables
-        ``jvp(x, dx) = J dx`` and ``vjp(x, dy) = J^T dy``.
+        ``jvp(x, dx) = J dx`` and ``vjp(x, dy) = J^T dy``. They get the kind of array that x is; dx has x's dtype, dy
+        that of what jvp gave.
     subspace : array_like (q, ...), optional
         Orthonormal rows, each of x's size (as `tangent_basis` gives them): only perturbations that they span.
     tol, max_iter, rng
@@ -251,26 +191,37 @@ def jacobian_norm(
     point = floating(name, "x", x)
     if not (callable(jvp) and callable(vjp)):
         raise TypeError(f"{name}: jvp or vjp is not callable; expected jvp(x, dx) and vjp(x, dy)")
-    if subspace is None:
-        return golub_kahan(
-            name, lambda d: jvp(point, d), lambda u: vjp(point, u), point.shape, tol, max_iter, rng
-        )
-    rows = floating(name, "subspace", subspace).astype(np.float64)
-    if rows.ndim < 2 or rows.size != len(rows) * point.size or not len(rows):
-        raise ValueError(f"{name}: subspace has shape {rows.shape}; expected (q, *{point.shape}), q > 0")
-    rows = rows.reshape(len(rows), -1)
-    if not np.allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-6):
-        raise ValueError(
-            f"{name}: the rows of subspace are not orthonormal; expected a basis as tangent_basis gives"
-        )
-    found = golub_kahan(
-        name,
-        lambda t: jvp(point, (t @ rows).reshape(point.shape)),
-        lambda u: rows @ np.asarray(vjp(point, u), np.float64).reshape(-1),
-        (len(rows),),
-        tol,
-        max_iter,
-        rng,
-    )
-    direction = None if found.direction is None else (found.direction @ rows).reshape(point.shape)
-    return Bound(found.value, found.kind, direction, found.residual, found.details)
+    jvp, vjp = seen(jvp, x), seen(vjp, x)
+    out_dtype = point.dtype
+    rows: Array | None = None
+    if subspace is not None:
+        rows = floating(name, "subspace", subspace).astype(np.float64)
+        if rows.ndim < 2 or rows.size != len(rows) * point.size or not len(rows):
+            raise ValueError(f"{name}: subspace has shape {rows.shape}; expected (q, *{point.shape}), q > 0")
+        rows = rows.reshape(len(rows), -1)
+        if not np.allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-6):
+            raise ValueError(
+                f"{name}: the rows of subspace are not orthonormal; expected a basis as tangent_basis gives"
+            )
+
+    def ahead(d: Array) -> Array:
+        nonlocal out_dtype
+        d = d if rows is None else (d @ rows).reshape(point.shape)
+        y = values(name, "what jvp gave", jvp(point.copy(), d.astype(point.dtype)))
+        out_dtype = y.dtype
+        return y
+
+    def back(u: Array) -> Array:
+        g = values(name, "what vjp gave", vjp(point.copy(), u.astype(out_dtype)))
+        if rows is None:
+            return g
+        if g.shape != point.shape:
+            raise ValueError(f"{name}: vjp gave shape {g.shape}; expected {point.shape}")
+        return rows @ np.asarray(g, np.float64).reshape(-1)
+
+    start = point.shape if rows is None else (len(rows),)
+    found = golub_kahan(name, ahead, back, start, tol, max_iter, rng)
+    direction = found.direction
+    if direction is not None and rows is not None:
+        direction = (direction @ rows).reshape(point.shape)
+    return same_kind(Bound(found.value, found.kind, direction, found.residual, found.details), x)

@@ -32,7 +32,10 @@ def fit_maxima(maxima: Array) -> WeibullFit:
     >>> round(fit.location, 1), round(fit.shape, 0)
     (7.0, 2.0)
     """
-    top, spread = float(maxima.max()), float(np.ptp(maxima))
+    top = float(maxima.max())
+    if not np.isfinite(top):  # a gradient was not a number, or beyond all
+        return WeibullFit(np.nan, top, np.nan, np.nan)
+    spread = float(np.ptp(maxima))
     if not spread > 1e-9 * abs(top):
         return WeibullFit(np.inf, top, 0.0, 0.0)
     best, answer = -np.inf, (1.0, top, spread)

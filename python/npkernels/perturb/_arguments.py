@@ -15,6 +15,7 @@ Sides = tuple[float, float, Array | None, Array | None]
 
 INF = np.inf
 OPEN: Sides = (-INF, INF, None, None)
+_NUMBERS = (float, int)
 
 
 def norm_code(function: str, norm: Any) -> int:
@@ -61,19 +62,26 @@ def amount(function: str, name: str, value: Any, x: Array, norm: int) -> tuple[f
             f'{x.shape[:1]} (each entry its own only with norm "inf")'
         )
     check_broadcasts(function, name, array, x)
+    if array.size == 1:
+        return float(array.reshape(())), None
     array = array.astype(compute_dtype(x.dtype), copy=False)
     return 0.0, array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
 
 
 def sides(function: str, bounds: Any, x: Array) -> Sides:
-    """The lower and the upper bound, each as a number or as an array of the compute dtype."""
+    """The lower and the upper bound, rounded to x's dtype: each a number or an array of the compute dtype."""
     if bounds is None:
         return OPEN
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise TypeError(f"{function}: bounds is {bounds!r}; expected a pair (low, high)")
+    if type(bounds[0]) in _NUMBERS and type(bounds[1]) in _NUMBERS and x.itemsize > 2:  # nothing needs NumPy
+        low, high = number(function, "bounds[0]", bounds[0]), number(function, "bounds[1]", bounds[1])
+        if low <= high:
+            return low, high, None, None
     a, b = (_side(function, f"bounds[{i}]", side, x) for i, side in enumerate(bounds))
     if not np.all(np.less_equal(a, b)):
         raise ValueError(f"{function}: bounds are not in order; expected low <= high everywhere")
+    a, b = _in_dtype(a, x.dtype), _in_dtype(b, x.dtype)
     return (
         -INF if isinstance(a, np.ndarray) else a,
         INF if isinstance(b, np.ndarray) else b,
@@ -89,7 +97,15 @@ def _side(function: str, name: str, value: Any, x: Array) -> float | Array:
     if array.ndim == 0:
         return float(array)
     check_broadcasts(function, name, array, x)
-    return array.astype(compute_dtype(x.dtype), copy=False)
+    return array
+
+
+def _in_dtype(side: float | Array, dtype: np.dtype[Any]) -> float | Array:
+    """A bound as x's dtype has it, in the compute dtype: what is clipped to it then lies within."""
+    with np.errstate(over="ignore"):
+        if isinstance(side, np.ndarray):
+            return side.astype(dtype, copy=False).astype(compute_dtype(dtype), copy=False)
+        return float(np.asarray(side).astype(dtype))
 
 
 def check_broadcasts(function: str, name: str, array: Array, x: Array) -> None:

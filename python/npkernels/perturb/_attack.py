@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from npkernels._arrays import Array, _is_foreign, _to_kind, floating, plain
+from npkernels._arrays import Array, _is_foreign, _to_kind, compute_dtype, floating, plain
 from npkernels.perturb._arguments import (
-    INF,
     amount,
     check_broadcasts,
     check_samples,
@@ -44,6 +44,7 @@ class Attack:
         self.foreign = x if _is_foreign(x) else None
         self.clean = floating(name, "x", x)
         self.code = norm_code(name, norm)
+        self.signs = self.code == 0  # nothing else of a gradient counts
         check_samples(name, "x", self.clean, self.code)
         for what, f in (("grad_fn", grad_fn), ("success", success)):
             if not callable(f) and not (f is None and what == "success"):
@@ -65,7 +66,7 @@ class Attack:
         self.x = self.clean.copy()
         self.best = self.x
         self.loss: Array | None = None
-        self.best_loss = np.full(B, -INF)
+        self.best_loss = np.full(B, np.nan)  # of `best`; NaN where it is not known
         self.found = np.zeros(B, bool)
         self.found_step = np.full(B, -1, np.int64)
         self.steps = self.nans = 0
@@ -77,12 +78,14 @@ class Attack:
         given = self._call("grad_fn", self.grad_fn)
         losses, g = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
         g = self._result("grad_fn", g, self.clean.shape)
-        self.loss = None if losses is None else self._result("grad_fn (losses)", losses, self.clean.shape[:1])
-        if self.loss is not None:
+        self.loss = None
+        if losses is not None:  # a copy: a callable may give the same memory every time
+            self.loss = np.array(self._result("grad_fn (losses)", losses, self.clean.shape[:1]), np.float64)
             value = -self.loss if self.targeted else self.loss
-            self._keep((value > self.best_loss) & ~self.found, np.asarray(value, np.float64))
-        self.nans += int(np.isnan(g).sum())
-        return in_dtype(g, self.clean.dtype)
+            better = (value > self.best_loss) | np.isnan(self.best_loss)
+            # a sample that has succeeded is at its best
+            self._keep(np.where(self.found, np.isnan(self.best_loss), better & ~np.isnan(value)), value)
+        return in_dtype(g, self.clean.dtype, self.signs)
 
     def look(self) -> None:
         """Ask which samples have succeeded now; these stay."""
@@ -95,13 +98,14 @@ class Attack:
                 f"expected bool of shape {self.found.shape}"
             )
         new = flags & ~self.found
-        self._keep(new)
+        self._keep(new, np.full(len(new), np.nan))
         self.found = self.found | flags
         self.found_step[new] = self.steps
 
     def _call(self, what: str, f: Callable[[Any], Any]) -> Any:
         try:
-            return f(self.x if self.foreign is None else _to_kind(self.x, self.foreign))
+            x = self.x.copy()  # a callable may scale it in place
+            return f(x if self.foreign is None else _to_kind(x, self.foreign))
         except Exception as error:
             raise AttackError(
                 f"{self.name}: {what} raised {type(error).__name__} after {self.steps} steps: {error}; "
@@ -118,12 +122,11 @@ class Attack:
 
     # --- the samples
 
-    def move(self, x: Array) -> None:
-        """Go on to the next points, but for samples that have succeeded."""
+    def move(self, x: Array, g: Array) -> None:
+        """Go on to the next points, where the gradient led, but for samples that have succeeded."""
         self.steps += 1
+        self.nans += int(np.isnan(g).sum())
         self.x = self.where(self.found, self.best, x) if self.found.any() else x
-        if self.success is None and self.loss is None:
-            self.best = self.x
 
     def restart(self, rng: np.random.Generator) -> None:
         """Go to random points of the ball."""
@@ -136,19 +139,20 @@ class Attack:
     def finish_run(self) -> None:
         """Judge the last points."""
         self.look()
-        if self.loss is not None and not self.finished():
+        self.complete()
+
+    def complete(self) -> None:
+        """Ask for the losses of the last points, and of those that have succeeded, where losses are given."""
+        if self.loss is not None and (not self.finished() or np.isnan(self.best_loss).any()):
             self.gradient()
-        elif self.loss is None:
-            self.best = self.where(self.found, self.best, self.x)
 
     def finished(self) -> bool:
         """Whether every sample has succeeded."""
         return bool(self.found.all()) and self.success is not None
 
-    def _keep(self, which: Array, value: Array | None = None) -> None:
+    def _keep(self, which: Array, value: Array) -> None:
         self.best = self.where(which, self.x, self.best)
-        if value is not None:
-            self.best_loss = np.where(which, value, self.best_loss)
+        self.best_loss = np.where(which, value, self.best_loss)
 
     def where(self, which: Array, a: Array, b: Array) -> Array:
         """Samples of a where `which`, else of b."""
@@ -158,11 +162,12 @@ class Attack:
         """What is known now."""
         judged = self.success is not None
         losses = -self.best_loss if self.targeted else self.best_loss
+        best = self.where(self.found, self.best, self.x) if self.loss is None else self.best
         found = AttackResult(
-            self.best,
+            best,
             self.found.copy() if judged else None,
             self.found_step.copy() if judged else None,
-            distance(self.best, self.clean, self.code),
+            distance(best, self.clean, self.code),
             self.norm,
             None if self.loss is None else losses,
             self.steps,
@@ -170,20 +175,42 @@ class Attack:
         )
         return found if self.foreign is None else _to_kind(found, self.foreign)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever ends the attack bears what was found before as `result`: a wrong shape, Ctrl-C."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, AttackError):
+                error.result = self.result()  # type: ignore[attr-defined]
+            raise
+
 
 def distance(x: Array, clean: Array, code: int) -> Array:
-    """The norm of the difference of each sample."""
+    """The norm of the difference of each sample, of any size."""
     d = np.abs(x.astype(np.float64) - clean.astype(np.float64)).reshape(len(x), int(np.prod(x.shape[1:])))
+    top = d.max(axis=1, initial=0)
     if code == 0:
-        return np.asarray(d.max(axis=1, initial=0))
-    return np.asarray(d.sum(axis=1) if code == 1 else np.sqrt((d**2).sum(axis=1)))
+        return np.asarray(top)
+    if code == 1:
+        return np.asarray(d.sum(axis=1))
+    scale = np.exp2(
+        np.frexp(np.where(np.isfinite(top), top, 1))[1].clip(-1000, 1000)
+    )  # squares stay in range
+    return np.asarray(scale * np.sqrt(((d / scale[:, None]) ** 2).sum(axis=1)))
 
 
-def in_dtype(g: Array, dtype: np.dtype[Any]) -> Array:
-    """The gradient in another dtype; scaled for each sample where rounding could lose it (no direction changes)."""
+def in_dtype(g: Array, dtype: np.dtype[Any], signs: bool = False) -> Array:
+    """The gradient in another dtype; scaled for each sample where rounding could lose it (no direction changes).
+
+    Where only its signs count, these: float16 has no room for entries that are 10^8 times smaller than others.
+    """
     if g.dtype == dtype:
         return g
-    if g.dtype.itemsize > dtype.itemsize:
+    if signs:
+        return np.asarray(np.sign(g).astype(dtype))
+    if g.dtype.itemsize >= dtype.itemsize:  # bfloat16 reaches further than float16
+        g = g.astype(compute_dtype(g.dtype), copy=False)
         size = np.abs(np.where(np.isfinite(g), g, 0)).reshape(len(g), int(np.prod(g.shape[1:])))
         top = size.max(axis=1, initial=0).reshape(-1, *(1,) * (g.ndim - 1))
         g = g / np.where(top > 0, top, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array
+from npkernels._arrays import Array, compute_dtype
 from npkernels.perturb._arguments import INF, Bounds, amount, decay_of, finite
 from npkernels.perturb._attack import Attack, Flag, Gradient, counted, generator, positive
 from npkernels.perturb._result import AttackResult
@@ -54,7 +54,8 @@ def fgsm(
     TypeError, ValueError
         If an argument or what a callable gives has the wrong dtype, shape or range.
     AttackError
-        If a callable raises; ``.result`` holds what was found before.
+        If a callable raises; ``.result`` holds what was found before. Any other exception that ends an attack on its
+        way, such as KeyboardInterrupt, has that attribute, too.
 
     Examples
     --------
@@ -66,11 +67,12 @@ def fgsm(
     """
     attack = Attack("fgsm", x, grad_fn, eps, norm, bounds, mask, success, targeted)
     length = _length(attack, eps, "eps")
-    attack.look()
-    if not attack.finished():
-        g = attack.gradient()
-        attack.move(steepest_step(attack.x, g, length, targeted=attack.targeted, **attack.options))
-        attack.finish_run()
+    with attack.kept():
+        attack.look()
+        if not attack.finished():
+            g = attack.gradient()
+            attack.move(steepest_step(attack.x, g, length, targeted=attack.targeted, **attack.options), g)
+            attack.finish_run()
     return attack.result()
 
 
@@ -188,26 +190,28 @@ def _ascend(
     positive(attack.name, "restarts", restarts)
     length = _length(attack, np.asarray(attack.eps) * (reach / steps) if step is None else step)
     factor = None if decay is None else decay_of(attack.name, decay)
+    attack.signs = attack.signs and factor is None
     random = generator(attack.name, rng) if random_start or restarts > 1 else None
-    for k in counted(steps * restarts, attack.name, progress):
-        if k % steps == 0:
-            if k > 0:
-                attack.finish_run()
-                if attack.success is None and attack.loss is None:
-                    raise ValueError(
-                        f"{attack.name}: restarts need losses from grad_fn, or success, to choose by"
-                    )
-            if random is not None and (k > 0 or random_start):
-                attack.restart(random)
-            velocity = None if factor is None else np.zeros_like(attack.clean)
-        attack.look()
-        if attack.finished():
-            break
-        g = attack.gradient()
-        move: dict[str, Any] = {} if factor is None else {"momentum": velocity, "decay": factor}
-        x, c, r = attack.x, attack.clean, attack.eps
-        attack.move(pgd_step(x, c, g, length, r, targeted=attack.targeted, **attack.options, **move))
-    attack.finish_run()
+    with attack.kept():
+        for k in counted(steps * restarts, attack.name, progress):
+            if k % steps == 0:
+                if k > 0:
+                    attack.finish_run()
+                    if attack.success is None and attack.loss is None:
+                        raise ValueError(
+                            f"{attack.name}: restarts need losses from grad_fn, or success, to choose by"
+                        )
+                if random is not None and (k > 0 or random_start):
+                    attack.restart(random)
+                velocity = None if factor is None else np.zeros_like(attack.clean)
+            attack.look()
+            if attack.finished():
+                break
+            g = attack.gradient()
+            move: dict[str, Any] = {} if factor is None else {"momentum": velocity, "decay": factor}
+            x, c, r = attack.x, attack.clean, attack.eps
+            attack.move(pgd_step(x, c, g, length, r, targeted=attack.targeted, **attack.options, **move), g)
+        attack.finish_run()
     return attack.result()
 
 
@@ -270,33 +274,40 @@ def apgd(
         raise ValueError(f'{name}: norm is {norm!r}; expected "inf" or 2')
     if random_start:
         attack.restart(generator(name, rng))
-    B = len(attack.clean)
-    radius = np.broadcast_to(np.asarray(_length(attack, eps, "eps"), np.float64), (B,))
-    schedule = _Schedule(2 * radius, steps)
+    radius = np.asarray(_length(attack, eps, "eps"), np.float64)
+    if radius.ndim > 1:
+        raise ValueError(f"{name}: eps has shape {radius.shape}; expected one number or one for each sample")
+    schedule = _Schedule(np.broadcast_to(2 * radius, len(attack.clean)), steps)
+    with attack.kept():
+        _adapt(attack, schedule, steps, progress)
+    return attack.result()
+
+
+def _adapt(attack: Attack, schedule: _Schedule, steps: int, progress: bool) -> None:
+    """The loop of `apgd`."""
+    wide = compute_dtype(attack.clean.dtype)
     before = attack.x
     attack.look()
-    for k in counted(steps, name, progress):
+    for k in counted(steps, attack.name, progress):
         if attack.finished():
             break
         g = attack.gradient()
         if attack.loss is None:
-            raise ValueError(f"{name}: grad_fn gave no losses; expected a pair (losses, gradient)")
-        again = schedule.halve(k, -attack.loss if targeted else attack.loss, attack.best_loss)
+            raise ValueError(f"{attack.name}: grad_fn gave no losses; expected a pair (losses, gradient)")
+        again = schedule.halve(k, -attack.loss if attack.targeted else attack.loss, attack.best_loss)
         if again.any():  # from the best points, where the gradient is another one
             attack.x = attack.where(again & ~attack.found, attack.best, attack.x)
             before = attack.where(again, attack.x, before)
             g = attack.gradient()
-        z = pgd_step(
-            attack.x, attack.clean, g, schedule.step, eps, targeted=attack.targeted, **attack.options
-        )
+        x, c, r = attack.x, attack.clean, attack.eps
+        z = pgd_step(x, c, g, schedule.step, r, targeted=attack.targeted, **attack.options)
+        now, step = x.astype(wide), z.astype(wide) - x.astype(wide)
         alpha = 1.0 if k == 0 else ALPHA
-        mixed = attack.x + alpha * (z - attack.x) + (1 - alpha) * (attack.x - before)
-        before = attack.x
-        attack.move(project(np.asarray(mixed, attack.clean.dtype), attack.clean, eps, **attack.options))
+        mixed = now + alpha * step + (1 - alpha) * (now - before.astype(wide))
+        before = x
+        attack.move(project(mixed.astype(c.dtype), c, r, **attack.options), g)
         attack.look()
-    if attack.loss is not None and not attack.finished():
-        attack.gradient()
-    return attack.result()
+    attack.complete()
 
 
 class _Schedule:
@@ -318,7 +329,7 @@ class _Schedule:
     def halve(self, k: int, loss: Array, best: Array) -> Array:
         """Take note of the losses at step k; which samples go back to their best point."""
         self.rises += (loss > self.last) & (k > 0)
-        self.last = np.asarray(loss, np.float64)
+        self.last = loss
         if k == 0 or k not in self.points:
             return np.zeros(len(self.step), bool)
         since = k - self.points[self.points.index(k) - 1]

@@ -24,11 +24,11 @@ class AttackResult:
     norm : "inf", 2 or 1
         The norm that distance and ball are measured by.
     loss : array (B,) or None
-        Loss at x, if `grad_fn` gave losses and x was seen by it.
+        Loss at x, if `grad_fn` gives losses; NaN where it gave NaN alone, or was interrupted before it saw x.
     steps : int
-        How many gradients were taken.
+        How many steps were taken, of all restarts.
     nan_count : int
-        How many entries of these were NaN.
+        How many entries of the gradients that they followed were NaN.
     """
 
     x: Any
@@ -47,3 +47,7 @@ class AttackError(RuntimeError):
     def __init__(self, message: str, result: AttackResult) -> None:
         super().__init__(message)
         self.result = result
+
+    def __reduce__(self) -> Any:
+        """Come whole out of another process."""
+        return type(self), (*self.args, self.result)

@@ -49,7 +49,7 @@ def sign_step(
     eps : float or array_like
         Length of the step, finite, >= 0: one number, one for each sample (B,), or an array that broadcasts to x.
     bounds : (low, high), optional
-        Numbers or arrays that broadcast to x, clipped to last. Arrays are taken in the compute dtype.
+        Numbers or arrays that broadcast to x, clipped to last. Both are rounded to x's dtype first.
     targeted : bool
         Step against the gradient: down the loss of a class that is wanted.
     mask : array_like of bool, optional
@@ -358,6 +358,7 @@ def _step(
         or type(low := bounds[0]) is not float
         or type(high := bounds[1]) is not float
         or not low <= high
+        or x.itemsize == 2  # where a bound has to be rounded first
     ):
         low, high, low_array, high_array = sides(name, bounds, x)
     y, nans = _core.perturb_step(

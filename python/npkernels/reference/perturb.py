@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ._common import Array, ArrayLike, BoolArray, as_mask, broadcast, check_shape, like, working
+from ._common import Array, ArrayLike, BoolArray, as_array, as_mask, broadcast, check_shape, like, working
 from ._philox import uniforms_of
 
 __all__ = ["momentum", "pgd_step", "project", "random_in_ball", "sign_step", "steepest_step"]
@@ -57,14 +57,17 @@ def radius(function: str, name: str, value: Any, x: Array, p: float) -> Array:
     return np.asarray(broadcast(function, name, r, x.shape))
 
 
-def box(function: str, bounds: Bounds, x: Array) -> tuple[Array, Array]:
-    """The lower and the upper bound of each entry."""
+def box(function: str, bounds: Bounds, x: Array, given: ArrayLike) -> tuple[Array, Array]:
+    """The lower and the upper bound of each entry, rounded to the dtype of x as it was given."""
     low, high = (-INF, INF) if bounds is None else bounds
     a = broadcast(function, "bounds[0]", like(function, "bounds[0]", low, x), x.shape)
     b = broadcast(function, "bounds[1]", like(function, "bounds[1]", high, x), x.shape)
     if not (a <= b).all():
         raise ValueError(f"{function}: bounds are not in order; expected low <= high everywhere")
-    return a, b
+    dtype = as_array(given).dtype
+    if dtype.kind in "biu":
+        return a, b
+    return a.astype(dtype).astype(x.dtype), b.astype(dtype).astype(x.dtype)
 
 
 def check_inside(function: str, center: Array, low: Array, high: Array) -> None:
@@ -233,12 +236,13 @@ def _step(
     mask: ArrayLike | None,
     want_count: bool,
 ) -> Any:
+    given = x
     x, g = working(function, x=x, grad=grad)
     p = power(function, norm)
     check_samples(function, "x", x, p)
     check_shape(function, "grad", g, x.shape)
     moves = _moves(function, mask, x)
-    low, high = box(function, bounds, x)
+    low, high = box(function, bounds, x, given)
     y, nans = _stepped(x, g, radius(function, name, length, x, p), p, targeted, moves)
     return _answer(np.where(moves, clip(y, low, high), x), nans, want_count)
 
@@ -262,12 +266,13 @@ def project(
     >>> project(np.float32([[3, 4]]), np.float32([[0, 0]]), 1.0, norm=1)
     array([[0., 1.]])
     """
+    given = x
     x, c = working("project", x=x, center=center)
     p = power("project", norm)
     check_samples("project", "x", x, p)
     check_shape("project", "center", c, x.shape)
     moves = _moves("project", mask, x)
-    low, high = box("project", bounds, x)
+    low, high = box("project", bounds, x, given)
     check_inside("project", c, low, high)
     y = onto_ball(x, c, radius("project", "eps", eps, x, p), low, high, moves, p)
     return np.asarray(np.where(moves, y, x))
@@ -297,13 +302,14 @@ def pgd_step(
     >>> pgd_step(x, x, g, 0.5, 0.25, bounds=(0, 0.6)).round(4)
     array([[0.6 , 0.25]])
     """
+    given = x
     x, c, g = working("pgd_step", x=x, center=center, grad=grad)
     p = power("pgd_step", norm)
     check_samples("pgd_step", "x", x, p)
     check_shape("pgd_step", "center", c, x.shape)
     check_shape("pgd_step", "grad", g, x.shape)
     moves = _moves("pgd_step", mask, x)
-    low, high = box("pgd_step", bounds, x)
+    low, high = box("pgd_step", bounds, x, given)
     if p != INF:
         check_inside("pgd_step", c, low, high)
     length = radius("pgd_step", "step", step, x, p)
@@ -366,7 +372,7 @@ def random_in_ball(
     (c,) = working("random_in_ball", center=center)
     p = power("random_in_ball", norm)
     check_samples("random_in_ball", "center", c, p)
-    low, high = box("random_in_ball", bounds, c)
+    low, high = box("random_in_ball", bounds, c, center)
     check_inside("random_in_ball", c, low, high)
     r = radius("random_in_ball", "eps", eps, c, p)
     if not np.isfinite(r).all():
