@@ -54,7 +54,8 @@ def sample(
 
     Notes
     -----
-    A row with NaN or +inf, or without a number above -inf, gives its first largest entry.
+    NaN is never drawn. A row with +inf, or with nothing above -inf, gives its first largest entry; one of NaN alone
+    gives 0.
 
     References
     ----------
@@ -84,10 +85,21 @@ def sample(
     u = uniforms(function, rng, x.shape[:-1])
     rows = x.reshape(-1, x.shape[-1])
     if t == 0:
-        return np.asarray(rows.argmax(axis=-1), np.int64).reshape(x.shape[:-1])[()]
+        return _first_largest(rows).reshape(x.shape[:-1])[()]
+    most = 0 if top_k is None else min(int(top_k), rows.shape[-1])
     rows = np.ascontiguousarray(rows, compute_dtype(x.dtype))
-    ids = _core.sample(rows, t, int(top_k or 0), p, least, u.reshape(-1))
+    ids = _core.sample(rows, t, most, p, least, u.reshape(-1))
     return ids.reshape(x.shape[:-1])[()]
+
+
+def _first_largest(rows: Array) -> Array:
+    """Index of the first largest number of each row; NaN, where argmax stops, is passed over."""
+    ids = np.asarray(rows.argmax(axis=-1), np.int64)
+    stopped = np.isnan(rows[np.arange(len(rows)), ids])
+    if stopped.any():
+        numbers = rows[stopped]
+        ids[stopped] = (numbers == np.fmax.reduce(numbers, axis=-1, keepdims=True)).argmax(axis=-1)
+    return ids
 
 
 @kernel
