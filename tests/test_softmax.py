@@ -138,3 +138,12 @@ def test_the_rank_is_that_of_the_logits_as_they_came(isa):
         t = npkernels.token_log_probs(logits, [0], temperature=8.0)
     assert t.rank == [3]
     assert t.top1 == [2]
+
+
+def test_statistics_may_be_named_by_any_iterable():
+    logits, ids = np.eye(3), [0, 1, 2]
+    for stats in (iter(["lse", "rank"]), {"lse", "rank"}, np.array(["lse", "rank"])):
+        t = npkernels.token_log_probs(logits, ids, stats=stats)
+        assert np.array_equal(t.lse, npkernels.logsumexp(logits))
+        assert t.rank.tolist() == [0, 0, 0]
+        assert (t.entropy, t.sum_p2, t.top1) == (None, None, None)
