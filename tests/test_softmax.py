@@ -147,3 +147,14 @@ def test_statistics_may_be_named_by_any_iterable():
         assert np.array_equal(t.lse, npkernels.logsumexp(logits))
         assert t.rank.tolist() == [0, 0, 0]
         assert (t.entropy, t.sum_p2, t.top1) == (None, None, None)
+
+
+@pytest.mark.parametrize("isa", npkernels.available_isas())
+def test_a_temperature_that_makes_an_entry_infinite(isa):
+    x = np.float32([1, 2, -3])
+    with npkernels.use_isa(isa):
+        assert npkernels.logsumexp(x, temperature=1e-39) == INF
+        assert np.isnan(npkernels.softmax(x, temperature=1e-39)).all()
+        assert npkernels.softmax(x, temperature=1e-37).tolist() == [0, 1, 0]
+        assert npkernels.logsumexp(-x[:2], temperature=1e-39) == -INF
+        assert npkernels.softmax(x.astype(np.float64), temperature=1e-300).tolist() == [0, 1, 0]
