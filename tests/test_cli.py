@@ -312,6 +312,7 @@ def test_check_names_the_choices(capsys):
     assert "invalid choice: 'convolution' (choose from " in fails(capsys, "check", "--family", "convolution")
     message = fails(capsys, "check", "--isa", "baseline,avx9")
     assert f"'avx9' cannot be used; this CPU runs {', '.join(npkernels.available_isas())}" in message
+    assert "unrecognized arguments: --fam=grpo" in fails(capsys, "check", "--fam=grpo")
     for bad in ("", ",", "softmax,", ",softmax"):
         for option in ("--kernel", "--isa"):
             assert f"argument {option}: {bad!r} has no name where" in fails(capsys, "check", option, bad)

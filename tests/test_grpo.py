@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import npkernels as nk
+from npkernels._cli.cases import dtypes
 from npkernels._grpo_types import LOSSES, PRESETS
 from npkernels.reference import group_advantages as reference_advantages
 
@@ -344,7 +345,7 @@ def test_nan_is_never_drawn():
     x = np.array(
         [[NAN, 1, 0, 1], [-INF, NAN, NAN, NAN], [NAN, -INF, INF, INF], [NAN] * 4, [NAN, -INF, -INF, 0]]
     )
-    for dtype in (np.float32, np.float64, np.float16):
+    for dtype in dtypes().values():
         for options in ({"temperature": 0.0}, {"top_k": 1, "top_p": 0.4}):
             for draw in (nk.sample, nk.reference.sample):
                 assert_array_equal(draw(x.astype(dtype), rng=1, **options), [1, 0, 2, 0, 3])

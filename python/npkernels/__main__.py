@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="version, compiler, instruction sets, threads")
 
-    check = commands.add_parser("check", help="compare every kernel with its reference")
+    check = commands.add_parser("check", help="compare every kernel with its reference", allow_abbrev=False)
     check.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")
     check.add_argument("--kernel", type=_names, help="only these, separated by commas")
     check.add_argument(
@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--seed", type=_seed, default=0, help="of the random inputs; default 0")
 
     bench = commands.add_parser(
-        "bench", help="time every kernel beside NumPy and the peers that are installed"
+        "bench",
+        help="time every kernel beside NumPy and the peers that are installed",
+        allow_abbrev=False,
     )
     bench.add_argument("--quick", action="store_true", help="the shorter workloads, less than a minute")
     bench.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")

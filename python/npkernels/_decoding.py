@@ -98,7 +98,9 @@ def _first_largest(rows: Array) -> Array:
     stopped = np.isnan(rows[np.arange(len(rows)), ids])
     if stopped.any():
         numbers = rows[stopped]
-        ids[stopped] = (numbers == np.fmax.reduce(numbers, axis=-1, keepdims=True)).argmax(axis=-1)
+        with np.errstate(all="ignore"):
+            largest = np.fmax.reduce(numbers, axis=-1, keepdims=True)
+        ids[stopped] = (numbers == largest).argmax(axis=-1)
     return ids
 
 
