@@ -312,6 +312,12 @@ def test_check_names_the_choices(capsys):
     assert "invalid choice: 'convolution' (choose from " in fails(capsys, "check", "--family", "convolution")
     message = fails(capsys, "check", "--isa", "baseline,avx9")
     assert f"'avx9' cannot be used; this CPU runs {', '.join(npkernels.available_isas())}" in message
+    assert "unrecognized arguments: --fam=grpo" in fails(capsys, "check", "--fam=grpo")
+    for bad in ("", ",", "softmax,", ",softmax"):
+        for option in ("--kernel", "--isa"):
+            assert f"argument {option}: {bad!r} has no name where" in fails(capsys, "check", option, bad)
+    for bad in ("-1", "x", ""):
+        assert f"argument --seed: {bad!r} is no seed" in fails(capsys, "check", f"--seed={bad}")
     message = fails(capsys, "check", "--kernel", "softmin", "--family", "softmax")
     assert "'softmin' is not known; expected some of softmax, log_softmax" in message
 
@@ -492,3 +498,7 @@ def test_bench_names_the_choices(monkeypatch, capsys):
     assert "torch is not installed (pip install 'npkernels[peers]')" in message
     assert "no workload's name holds 'softmin'" in fails(capsys, "bench", "--only", "softmin")
     assert "n is 0; expected a positive integer" in fails(capsys, "bench", "--quick", "--threads", "0")
+    assert peers.choose([]) == []
+    for option in ("--html", "--json"):
+        message = fails(capsys, "bench", "--against", "", option, "no/such/folder/report")
+        assert f"argument {option}: there is no folder 'no/such/folder'" in message

@@ -167,6 +167,9 @@ def test_bad_arguments_of_tokens_and_losses():
     rejects(TypeError, "softmax_vjp", "dy", lambda: nk.softmax_vjp(np.zeros(3, np.float32), np.zeros(3)))
     rejects(TypeError, "softmax_jvp", "out", lambda: nk.softmax_jvp(rows, rows, out=rows))
     rejects(ValueError, "softmax_jvp", "out", lambda: nk.softmax_jvp(rows, rows, out=(ids * 0.0,) * 2))
+    rejects(
+        ValueError, "logsumexp_jvp", "arrays of out", lambda: nk.logsumexp_jvp(x, x, out=(rows * 0.0,) * 2)
+    )
 
 
 ATTENTION = [
@@ -238,6 +241,11 @@ def test_bad_arguments_of_merge_and_rotary():
 
 def test_bad_settings():
     before = nk.isa()
+    for n in (np.int64(2), np.uint8(2)):  # these are as good as 2
+        with nk.num_threads(n):
+            pass
+        nk.set_num_threads(n)
+        nk.set_num_threads(None)
     for name in ("avx9000", "", 3):
         with pytest.raises(ValueError, match=r"^set_isa: .*cannot be used") as caught:
             nk.set_isa(name)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import npkernels as nk
+from npkernels._cli.cases import dtypes
 from npkernels._grpo_types import LOSSES, PRESETS
 from npkernels.reference import group_advantages as reference_advantages
 
@@ -367,6 +368,19 @@ def test_sampling_of_rows_with_little_to_choose():
     assert_array_equal(nk.sample(x[[3]], rng=1), [1])
     assert ((nk.sample(x, rng=1) >= 0) & (nk.sample(x, rng=1) < 3)).all()
     assert nk.sample(np.zeros((0, 5)), rng=1).shape == (0,)
+    assert_array_equal(nk.sample(x[[1]], top_k=10**30, rng=1), nk.sample(x[[1]], rng=1))
+
+
+def test_nan_is_never_drawn():
+    x = np.array(
+        [[NAN, 1, 0, 1], [-INF, NAN, NAN, NAN], [NAN, -INF, INF, INF], [NAN] * 4, [NAN, -INF, -INF, 0]]
+    )
+    for dtype in dtypes().values():
+        for options in ({"temperature": 0.0}, {"top_k": 1, "top_p": 0.4}):
+            for draw in (nk.sample, nk.reference.sample):
+                assert_array_equal(draw(x.astype(dtype), rng=1, **options), [1, 0, 2, 0, 3])
+        drawn = nk.sample(np.repeat(x[:1], 100, axis=0).astype(dtype), rng=1)
+        assert set(drawn.tolist()) == {1, 2, 3}
 
 
 def test_a_beam_search_finds_the_best_sequence():

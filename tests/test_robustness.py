@@ -293,7 +293,7 @@ def test_thread_counts_from_outside():
     assert run(THREADS, OMP_NUM_THREADS="3", NPKERNELS_NUM_THREADS="2") == "2"
     many = run(THREADS.replace("print", "npkernels.set_num_threads(5); print"), NPKERNELS_NUM_THREADS="2")
     assert many == "5"
-    for bad in ("0", "-1", "two", "", "1e3"):
+    for bad in ("0", "-1", "two", "", "1e3", "\u0663", "9" * 5000):
         assert "NPKERNELS_NUM_THREADS" in run(THREADS, NPKERNELS_NUM_THREADS=bad)
     assert int(run(THREADS)) <= len(os.sched_getaffinity(0))
     assert run("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + THREADS) == "1"
@@ -319,6 +319,14 @@ def test_instruction_set_from_outside():
     message = run(code, NPKERNELS_ISA="avx1024")
     assert message.startswith("ImportError: NPKERNELS_ISA: 'avx1024'")
     assert all(isa in message for isa in ISAS)
+
+
+def test_checks_from_outside():
+    code = "import npkernels; print(npkernels._checked.enabled())"
+    for value, expected in {"1": "True", "0": "False", "": "False"}.items():
+        assert run(code, NPKERNELS_CHECK=value) == expected
+    for bad in ("no", "false", "2"):
+        assert run(code, NPKERNELS_CHECK=bad).startswith(f"ImportError: NPKERNELS_CHECK: {bad!r} cannot")
 
 
 def test_the_environment_is_left_as_it_was():

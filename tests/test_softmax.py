@@ -9,7 +9,7 @@ import pytest
 import npkernels
 from npkernels import reference
 
-INF, NAN = np.inf, np.nan
+INF, NAN, LOG2 = np.inf, np.nan, np.log(2)
 FORWARD = ["softmax", "log_softmax", "logsumexp", "entropy"]
 
 
@@ -93,6 +93,33 @@ def test_what_a_row_holds_decides_what_it_gives(isa, n, dtype):
                 assert np.array_equal(np.unique(got), [want], equal_nan=True), name
 
 
+# logits, mask, id -> log_prob, entropy, lse, sum_p2, top1, rank: the table of docs/api.md
+TOKENS = {
+    "NaN": ([0, NAN, 7, NAN], None, 0, NAN, NAN, NAN, NAN, 1, 1),
+    "id is NaN": ([0, NAN, 7, NAN], None, 1, NAN, NAN, NAN, NAN, 1, 0),
+    "+inf": ([0, 5, INF, INF], None, 1, NAN, NAN, INF, NAN, 2, 2),
+    "id is +inf": ([0, 5, INF, INF], None, 3, NAN, NAN, INF, NAN, 2, 0),
+    "-inf": ([-INF] * 4, None, 3, NAN, NAN, -INF, NAN, 0, 0),
+    "nothing allowed": ([NAN, INF, 0, 1], [0, 0, 0, 0], 3, -INF, 0, -INF, 0, -1, 0),
+    "only -inf allowed": ([-INF, 0, -INF, NAN], [1, 0, 1, 0], 0, -INF, 0, -INF, 0, -1, 0),
+    "id at -inf": ([0, -INF, 0, -INF], None, 3, -INF, LOG2, LOG2, 0.5, 0, 2),
+    "id masked": ([0, 0, NAN, 9], [1, 1, 0, 0], 3, -INF, LOG2, LOG2, 0.5, 0, 2),
+}
+
+
+@pytest.mark.parametrize("isa", npkernels.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("case", TOKENS)
+def test_what_a_row_holds_decides_what_its_token_gets(isa, dtype, case):
+    logits, mask, token, *expected = TOKENS[case]
+    mask = None if mask is None else np.array(mask, bool)
+    with npkernels.use_isa(isa):
+        for function in (npkernels.token_log_probs, reference.token_log_probs):
+            t = function(np.array([logits], dtype), [token], mask=mask)
+            got = np.array([t.log_prob, t.entropy, t.lse, t.sum_p2, t.top1, t.rank], float)[:, 0]
+            np.testing.assert_allclose(got, np.array(expected, float), rtol=1e-6)
+
+
 def test_empty_axis_and_no_rows():
     for dtype in (np.float32, np.float64, np.float16):
         assert npkernels.softmax(np.zeros((3, 0), dtype)).shape == (3, 0)
@@ -138,3 +165,23 @@ def test_the_rank_is_that_of_the_logits_as_they_came(isa):
         t = npkernels.token_log_probs(logits, [0], temperature=8.0)
     assert t.rank == [3]
     assert t.top1 == [2]
+
+
+def test_statistics_may_be_named_by_any_iterable():
+    logits, ids = np.eye(3), [0, 1, 2]
+    for stats in (iter(["lse", "rank"]), {"lse", "rank"}, np.array(["lse", "rank"])):
+        t = npkernels.token_log_probs(logits, ids, stats=stats)
+        assert np.array_equal(t.lse, npkernels.logsumexp(logits))
+        assert t.rank.tolist() == [0, 0, 0]
+        assert (t.entropy, t.sum_p2, t.top1) == (None, None, None)
+
+
+@pytest.mark.parametrize("isa", npkernels.available_isas())
+def test_a_temperature_that_makes_an_entry_infinite(isa):
+    x = np.float32([1, 2, -3])
+    with npkernels.use_isa(isa):
+        assert npkernels.logsumexp(x, temperature=1e-39) == INF
+        assert np.isnan(npkernels.softmax(x, temperature=1e-39)).all()
+        assert npkernels.softmax(x, temperature=1e-37).tolist() == [0, 1, 0]
+        assert npkernels.logsumexp(-x[:2], temperature=1e-39) == -INF
+        assert npkernels.softmax(x.astype(np.float64), temperature=1e-300).tolist() == [0, 1, 0]

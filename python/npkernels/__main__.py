@@ -15,21 +15,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="version, compiler, instruction sets, threads")
 
-    check = commands.add_parser("check", help="compare every kernel with its reference")
+    check = commands.add_parser("check", help="compare every kernel with its reference", allow_abbrev=False)
     check.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")
     check.add_argument("--kernel", type=_names, help="only these, separated by commas")
     check.add_argument(
         "--isa", type=_names, help="instruction sets, separated by commas; default: all of this CPU"
     )
-    check.add_argument("--seed", type=int, default=0, help="of the random inputs; default 0")
+    check.add_argument("--seed", type=_seed, default=0, help="of the random inputs; default 0")
 
     bench = commands.add_parser(
-        "bench", help="time every kernel beside NumPy and the peers that are installed"
+        "bench",
+        help="time every kernel beside NumPy and the peers that are installed",
+        allow_abbrev=False,
     )
     bench.add_argument("--quick", action="store_true", help="the shorter workloads, less than a minute")
     bench.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")
     bench.add_argument(
-        "--against", type=_names, help="peers, separated by commas; default: all that are installed"
+        "--against",
+        type=lambda text: _names(text) if text else [],
+        help="peers, separated by commas, or '' for none; default: all that are installed",
     )
     bench.add_argument("--html", metavar="FILE", help="write a page of tables and plots (needs matplotlib)")
     bench.add_argument("--json", metavar="FILE", help="write the figures for machines")
@@ -50,7 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has no name where one was expected: a,b,c")
+    return names
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; expected an integer >= 0")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import os
 import platform
 from collections.abc import Iterator
 
+import numpy as np
+
 from npkernels import _core
 
 
@@ -137,15 +139,13 @@ def num_threads(n: int) -> Iterator[None]:
 
 
 def _positive(function: str, n: int) -> int:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
         raise ValueError(f"{function}: n is {n!r}; expected a positive integer")
-    return min(n, 4096)
+    return min(int(n), 4096)
 
 
 def config() -> dict[str, str]:
     """Return what `show_config` prints."""
-    import numpy as np
-
     supported = available_isas()
     variables = {key: value for key, value in os.environ.items() if key.startswith("NPKERNELS_")}
     for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
@@ -186,7 +186,12 @@ def check_environment() -> None:
     if name is not None and not _core.isa_supported(name):
         raise ImportError(f"NPKERNELS_ISA: {_isa_problem(name)}")
     threads = os.environ.get("NPKERNELS_NUM_THREADS")
-    if threads is not None and not (threads.isdecimal() and 0 < int(threads) <= 4096):
+    if threads is not None and not (
+        threads.isascii() and threads.isdecimal() and len(threads) < 9 and 0 < int(threads) <= 4096
+    ):
         raise ImportError(
             f"NPKERNELS_NUM_THREADS: {threads!r} cannot be used; expected a number from 1 to 4096"
         )
+    check = os.environ.get("NPKERNELS_CHECK")
+    if check not in (None, "", "0", "1"):
+        raise ImportError(f"NPKERNELS_CHECK: {check!r} cannot be used; expected 1, or 0 for no checks")

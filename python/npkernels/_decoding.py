@@ -55,7 +55,8 @@ def sample(
 
     Notes
     -----
-    A row with NaN or +inf, or without a number above -inf, gives its first largest entry.
+    NaN is never drawn. A row with +inf, or with nothing above -inf, gives its first largest entry; one of NaN alone
+    gives 0.
 
     References
     ----------
@@ -85,16 +86,29 @@ def sample(
     u = uniforms(function, rng, x.shape[:-1])
     rows = x.reshape(-1, x.shape[-1])
     if t == 0:
-        return np.asarray(rows.argmax(axis=-1), np.int64).reshape(x.shape[:-1])[()]
+        return _first_largest(rows).reshape(x.shape[:-1])[()]
+    most = 0 if top_k is None else min(int(top_k), rows.shape[-1])
     rows = np.ascontiguousarray(rows, compute_dtype(x.dtype))
     limits = np.finfo(rows.dtype)
     if t < _COLD:  # logits over t might be beyond all numbers; the gaps to the largest may
-        top = rows.max(axis=-1, keepdims=True, initial=-np.inf)
+        top = np.fmax.reduce(rows, axis=-1, keepdims=True, initial=-np.inf)
         with np.errstate(over="ignore"):
             rows = rows - np.where(np.isfinite(top), top, 0)
     t = min(max(t, float(limits.tiny)), float(limits.max))
-    ids = _core.sample(rows, t, min(int(top_k or 0), x.shape[-1]), p, least, u.reshape(-1))
+    ids = _core.sample(rows, t, most, p, least, u.reshape(-1))
     return ids.reshape(x.shape[:-1])[()]
+
+
+def _first_largest(rows: Array) -> Array:
+    """Index of the first largest number of each row; NaN, where argmax stops, is passed over."""
+    ids = np.asarray(rows.argmax(axis=-1), np.int64)
+    stopped = np.isnan(rows[np.arange(len(rows)), ids])
+    if stopped.any():
+        numbers = rows[stopped]
+        with np.errstate(all="ignore"):
+            largest = np.fmax.reduce(numbers, axis=-1, keepdims=True)
+        ids[stopped] = (numbers == largest).argmax(axis=-1)
+    return ids
 
 
 @kernel

@@ -98,11 +98,16 @@ def cross_entropy(
     if not 0 <= smoothing <= 1:
         raise ValueError(f"{function}: label_smoothing is {label_smoothing!r}; expected a number in [0, 1]")
     axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
-    weight_sum = float(x.shape[axis]) if w is None else float(w.sum(dtype=np.float64))
-    scale = 1.0 if reduction != "mean" else 1.0 / total if total else np.nan
-    losses, grad = _core.cross_entropy(x, ids, axis, w, weight_sum, smoothing, scale, return_grad, out)
-    loss = _reduce(losses, reduction, total, dtype)
-    return (loss, grad) if return_grad else loss
+    with np.errstate(all="ignore"):  # NaN and inf are results
+        weight_sum = float(x.shape[axis]) if w is None else float(w.sum(dtype=np.float64))
+        scale = 1.0 / total if reduction == "mean" and total else 1.0
+        losses, grad = _core.cross_entropy(x, ids, axis, w, weight_sum, smoothing, scale, return_grad, out)
+        loss = _reduce(losses, reduction, total, dtype)
+        if not return_grad:
+            return loss
+        if reduction == "mean" and not total:  # a division by 0, as the loss has it
+            np.divide(grad, np.expand_dims(ids < 0, axis).astype(grad.dtype), out=grad)
+    return loss, grad
 
 
 @kernel
@@ -149,17 +154,16 @@ def nll_loss(
         if x.shape[axis]
         else np.zeros(ids.shape)
     )
-    with np.errstate(invalid="ignore"):  # a weight of 0 and a loss of inf
+    with np.errstate(all="ignore"):  # NaN and inf are results
         losses = np.where(ids < 0, 0, -row_weight * chosen).astype(dtype)
-    loss = _reduce(losses, reduction, total, dtype)
-    if not return_grad:
-        return loss
-    scale = 1.0 if reduction != "mean" else 1.0 / total if total else np.nan
-    grad = np.empty_like(x) if out is None else out
-    grad[...] = 0
-    if x.shape[axis]:
-        slope = np.where(ids < 0, 0, -row_weight * scale)
-        np.put_along_axis(grad, at, np.expand_dims(slope, axis).astype(x.dtype), axis)
+        loss = _reduce(losses, reduction, total, dtype)
+        if not return_grad:
+            return loss
+        grad = np.empty_like(x) if out is None else out
+        grad[...] = 0
+        if x.shape[axis]:
+            slope = np.where(ids < 0, 0, -row_weight / (total if reduction == "mean" else 1.0))
+            np.put_along_axis(grad, at, np.expand_dims(slope, axis).astype(x.dtype), axis)
     return loss, grad
 
 
@@ -189,10 +193,11 @@ def _classes(
     ids = np.where(ignored, -1, ids)
     if weight is None:
         return axis, ids, None, float(np.count_nonzero(~ignored))
-    w = np.ascontiguousarray(floating(function, "weight", weight), dtype=compute_dtype(x.dtype))
-    if w.shape != (classes,):
-        shape_error(function, "weight", w.shape, f"one weight per class, ({classes},)")
-    return axis, ids, w, float(w[ids[~ignored]].sum(dtype=np.float64))
+    with np.errstate(all="ignore"):
+        w = np.ascontiguousarray(floating(function, "weight", weight), dtype=compute_dtype(x.dtype))
+        if w.shape != (classes,):
+            shape_error(function, "weight", w.shape, f"one weight per class, ({classes},)")
+        return axis, ids, w, float(w[ids[~ignored]].sum(dtype=np.float64))
 
 
 def _same_view(a: Array, b: Array) -> bool:
@@ -201,10 +206,10 @@ def _same_view(a: Array, b: Array) -> bool:
 
 def _reduce(losses: Array, reduction: str, total: float, dtype: np.dtype[Any]) -> Array:
     if reduction == "none":
-        return losses
+        return losses[()]
     loss = losses.sum(dtype=np.float64)
     if reduction == "mean":
-        loss = loss / total if total else np.float64(np.nan)
+        loss = loss / total
     return dtype.type(loss)  # type: ignore[no-any-return]
 
 
@@ -241,6 +246,6 @@ def perplexity(log_probs: ArrayLike, mask: ArrayLike | None = None, axis: int | 
         except ValueError:
             shape_error(function, "mask", allowed.shape, f"one that broadcasts to {x.shape}")
     count = np.asarray(keep.sum(axis=axis))
-    total = np.where(keep, x, 0.0).sum(axis=axis)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    with np.errstate(all="ignore"):  # NaN and inf are results
+        total = np.where(keep, x, 0.0).sum(axis=axis)
         return np.exp(-np.where(count > 0, total / np.maximum(count, 1), np.nan))[()]

@@ -419,6 +419,8 @@ def logsumexp_jvp(
     axis, temperature, mask = _options("logsumexp_jvp", axis, temperature, mask)
     out_lse, out_dlse = _pair("logsumexp_jvp", out)
     _check_reduced_out("logsumexp_jvp", out_lse, x, axis, False, [x, dx, mask])
-    _check_reduced_out("logsumexp_jvp", out_dlse, x, axis, False, [x, dx, mask, out_lse])
+    _check_reduced_out("logsumexp_jvp", out_dlse, x, axis, False, [x, dx, mask])
+    if out_lse is not None and out_dlse is not None and np.shares_memory(out_lse, out_dlse):
+        raise ValueError("logsumexp_jvp: the two arrays of out overlap; pass separate memory")
     lse, dlse = _core.logsumexp_jvp(x, dx, axis, temperature, mask)
     return _reduced(lse, axis, False, out_lse), _reduced(dlse, axis, False, out_dlse)

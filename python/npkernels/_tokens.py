@@ -67,12 +67,13 @@ def token_log_probs(
     chosen = integers(function, "ids", ids)
     allowed = None if mask is None else boolean(function, "mask", mask)
     listed = not isinstance(stats, str) and isinstance(stats, Iterable)
-    unknown = [s for s in stats if s not in STATISTICS] if listed else [stats]
+    asked = list(stats) if listed else [stats]  # an iterator can be read only once
+    unknown = [s for s in asked if s not in STATISTICS] if listed else asked
     if unknown:
         raise ValueError(
             f"{function}: stats holds {unknown[0]!r}; expected a sequence of some of {', '.join(STATISTICS)}"
         )
-    wanted = {f"want_{s}": s in stats for s in STATISTICS}
+    wanted = {f"want_{s}": s in asked for s in STATISTICS}
     t = number(function, "temperature", temperature)
     values = _core.token_log_probs(x, chosen, temperature=t, mask=allowed, **wanted)
     log_prob, *others = (values[name] for name in ("log_prob", *STATISTICS))

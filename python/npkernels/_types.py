@@ -26,7 +26,7 @@ class TokenStats(Generic[Array]):
     sum_p2 : array or None
         Sum of the squares of `p`: the chance that two independent draws agree.
     top1 : array of int64 or None
-        Index of the first largest logit; -1 where no entry takes part.
+        Index of the first largest logit (of the first NaN, if there is one); -1 where no entry takes part.
     rank : array of int64 or None
         How many logits are strictly larger than the token's own; 0 for the greedy choice.
     """

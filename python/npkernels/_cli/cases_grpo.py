@@ -235,6 +235,11 @@ def _sample(make: Inputs) -> Iterator[Case]:
             )
     yield Case("greedy", (make.normal((3, 4, 50)),), {"temperature": 0.0})
     yield Case("seeds", (make.normal((3, 4, 50)),), {"rng": np.arange(12).reshape(3, 4)})
+    x = make.normal((6, 40))
+    x[0, ::3], x[1], x[2, 5:7] = NAN, NAN, np.inf
+    x[3], x[4, 1::2], x[4, ::2] = -np.inf, -np.inf, NAN
+    for options in ({}, {"temperature": 0.0}, {"top_k": 7, "top_p": 0.9, "min_p": 0.01}):
+        yield Case(f"NaN and infinities {options}", (x,), {**options, "rng": 3})
 
 
 def _beam_step(make: Inputs) -> Iterator[Case]:

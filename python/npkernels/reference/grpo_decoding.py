@@ -41,6 +41,8 @@ def sample(
 ) -> IntArray:
     """One token of every row of logits (..., V); temperature 0 takes the first of the largest.
 
+    So does a row whose largest number is not finite. NaN has no probability; a row of NaN alone gives 0.
+
     Examples
     --------
     >>> sample(np.float32([[0, 9, 0]]), temperature=0.0)
@@ -48,15 +50,16 @@ def sample(
     """
     (x,) = working("sample", logits=logits)
     rows = x.reshape(-1, x.shape[-1])
-    if temperature == 0:
-        return np.asarray(rows.argmax(axis=-1), np.int64).reshape(x.shape[:-1])
-    check_temperature("sample", temperature)
+    if temperature != 0:
+        check_temperature("sample", temperature)
     u = uniforms("sample", rng, x.shape[:-1]).reshape(-1)
     ids = np.empty(len(rows), np.int64)
     for i, row in enumerate(rows):
-        top = row.max()
-        gaps = row - (top if np.isfinite(top) else 0)  # logits over a small number may be infinite
-        z = gaps / temperature
+        largest = np.fmax.reduce(row)
+        if temperature == 0 or not np.isfinite(largest):
+            ids[i] = np.argmax(row == largest)
+            continue
+        z = np.where(np.isnan(row), -np.inf, row - largest) / temperature  # row / temperature may overflow
         p = np.exp(z - z.max()).astype(np.longdouble)
         mass = np.cumsum(np.where(_kept(p, top_k, top_p, min_p), p, 0))
         ids[i] = np.searchsorted(mass, np.longdouble(u[i]) * mass[-1], side="right")
