@@ -7,6 +7,7 @@ import pytest
 
 import npkernels
 from attention_rows import OPTIONS, ROWS, build, label, without_dropout
+from kernel_calls import ATTENTION, DTYPES, LAYER, ROTARY, VARLEN, assert_same_bits, make
 from npkernels import reference
 from npkernels._cli import gate
 from npkernels._cli.pairwise import every_pair
@@ -131,3 +132,17 @@ def test_rotary_turns_back_and_keeps_lengths():
         back = npkernels.rotary_embedding_vjp(y, interleaved=interleaved, rotary_dim=24)
         np.testing.assert_allclose(back, x, atol=1e-14)
         assert np.array_equal(y[..., 24:], x[..., 24:])
+
+
+@pytest.mark.parametrize("size", [0.003, 1, 300], ids=["underflow", "ordinary", "overflow"])
+@pytest.mark.parametrize("name", [*ATTENTION, *VARLEN, *LAYER, *ROTARY, "merge_attention"])
+def test_numpy_error_settings_do_not_matter(name, size):
+    """No warning by default, no FloatingPointError where the caller turned them into errors."""
+    for dtype in DTYPES:
+        call = make(name, 37, dtype).mapped(
+            lambda x: x if x.dtype.kind in "ib" else (size * x.astype(np.float64)).astype(x.dtype)
+        )
+        expected = call()
+        for out in [{}, {"out": call.new_out()}] if call.outs else [{}]:
+            with np.errstate(all="raise"):
+                assert_same_bits(call(**out), expected)

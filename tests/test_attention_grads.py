@@ -233,6 +233,22 @@ def test_empty(shape):
     assert not npkernels.attention_jvp(q, k, k, q, k, k)[1].any()
 
 
+def test_head_size_zero():
+    """All scores are 0; the values have a size of their own."""
+    q, v = np.ones((2, 3, 0)), np.arange(12.0).reshape(2, 3, 2)
+    out, lse = npkernels.attention(q, q, v, return_lse=True)
+    np.testing.assert_allclose(out, np.broadcast_to(v.mean(1, keepdims=True), v.shape), rtol=1e-15)
+    grads = npkernels.attention_vjp(np.ones_like(out), q, q, v, out, lse)
+    assert grads.dq.shape == grads.dk.shape == q.shape
+    np.testing.assert_allclose(grads.dv, np.ones_like(v), rtol=1e-15)
+    targets = np.empty_like(out), np.empty_like(out)
+    assert npkernels.attention_jvp(q, q, v, q, q, v, out=targets)[1] is targets[1]
+    np.testing.assert_allclose(targets[1], out, rtol=1e-15)
+    packed, lengths = [x.swapaxes(0, 1) for x in (out, q, q, v, out)], [0, 1, 3]
+    one = npkernels.attention_varlen_vjp(*packed, lse, lengths, lengths)
+    assert one.dv.shape == (3, 2, 2)
+
+
 def test_the_mask_of_dropout_is_that_of_the_forward_pass():
     """With one-hot values the output is the mask; the gradient of v shows it again."""
     q = np.zeros((2, 3, 40, 8), np.float32)

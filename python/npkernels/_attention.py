@@ -232,7 +232,7 @@ def attention_weights(
     ):
         seen = seen & inside if limited else seen
     work = compute_dtype(q.dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         q4, k4 = q4.astype(work, copy=False), k4.astype(work, copy=False)
         grouped = q4.reshape(batch, k_heads, q_heads // max(k_heads, 1), queries, dim)
         scores = (grouped @ np.swapaxes(k4, -1, -2)[:, :, None]).reshape(shape)
@@ -251,9 +251,10 @@ def attention_weights(
         with_sink = np.concatenate([scores, last], axis=-1)
         weights = softmax(with_sink, mask=np.concatenate([seen, last != -np.inf], axis=-1))[..., :-1]
     weights = weights.reshape(shape[4 - q.ndim :])
-    if out is None:
-        return np.ascontiguousarray(weights.astype(q.dtype, copy=False))
-    out[...] = weights
+    with np.errstate(all="ignore"):
+        if out is None:
+            return np.ascontiguousarray(weights.astype(q.dtype, copy=False))
+        out[...] = weights
     return out
 
 

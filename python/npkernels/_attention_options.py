@@ -56,6 +56,11 @@ def check_like(function: str, name: str, x: Array, like_name: str, like: Array) 
         )
 
 
+def output_like(q: Array, v: Array) -> Array:
+    """Return something with the shape and dtype of the output, without memory of its own."""
+    return np.broadcast_to(q.dtype.type(0), (*q.shape[:-1], v.shape[-1]))
+
+
 def new_like(x: Array) -> Array:
     """Return memory for x's shape and dtype: the last axis contiguous, the others in the order of x's strides."""
     order = sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis]))
