@@ -322,11 +322,20 @@ def test_sequences_without_tokens_give_zero():
         out, lse = cache.attend(normal(2, 4, 2, D), return_lse=True)
         assert np.array_equal(out, np.zeros((2, 4, 2, DV)))
         assert np.array_equal(lse, np.full((2, 4, 2), -INF))
-    for shape in ({"batch": 0}, {"kv_heads": 0}, {"capacity": 0}):
-        cache = new(**{"batch": 2, **shape})
+    empty = itertools.product(({"batch": 0}, {"kv_heads": 0}, {"capacity": 0}), PAGES)
+    for shape, page_size in empty:
+        cache = new(page_size=page_size, **{"batch": 2, **shape})
         cache.append(*tokens(cache, 0))
         q = normal(len(cache.lengths), 2 * cache.k.shape[1], 3, D)
-        assert cache.attend(q).shape == (*q.shape[:3], DV)
+        with npkernels.checked():
+            assert cache.attend(q).shape == (*q.shape[:3], DV)
+
+
+@pytest.mark.parametrize("page_size", PAGES)
+def test_no_sequence_outgrows_its_capacity_where_there_is_none(page_size):
+    cache = new(page_size=page_size, batch=0)
+    cache.append(*tokens(cache, CAPACITY + 1))
+    assert cache.lengths.shape == (0,)
 
 
 def test_the_output_goes_where_it_is_asked_for():

@@ -242,8 +242,9 @@ class KVCache:
         fresh = np.arange(n) < taken[:, None]
         rounded = [self._rounded(name, what, x, fresh) for what, x in (("k", new[0]), ("v", new[1]))]
         table = self._table_for(name, lengths)  # the last that may fail
-        if table is None and bool((taken == n).all()) and bool((self._lengths == lengths[:1] - n).all()):
-            start = int(self._lengths[0]) if batch else 0
+        together = bool((taken == n).all()) and bool((self._lengths == self._lengths[:1]).all())
+        if table is None and batch and together:
+            start = int(self._lengths[0])
             self._write(slice(None), slice(start, start + n), rounded, slice(None), slice(n))
         else:
             for b in range(batch):
