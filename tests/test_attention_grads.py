@@ -233,6 +233,17 @@ def test_empty(shape):
     assert not npkernels.attention_jvp(q, k, k, q, k, k)[1].any()
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+@pytest.mark.parametrize("axes", [(), (3,), (1, 3), (2, 1, 1), (1, 1, 3, 3)])
+def test_gradient_of_the_bias_of_nothing(shape, axes):
+    x = np.ones(shape)
+    sizes = (1, *shape[1:3], shape[2])[4 - len(axes) :]
+    bias = np.zeros([n and min(n, size) for n, size in zip(axes, sizes, strict=True)])
+    out, lse = npkernels.attention(x, x, x, bias=bias, return_lse=True)
+    grads = npkernels.attention_vjp(x, x, x, x, out, lse, bias=bias, want_dbias=True)
+    assert np.array_equal(grads.dbias, np.zeros_like(bias))
+
+
 def test_head_size_zero():
     """All scores are 0; the values have a size of their own."""
     q, v = np.ones((2, 3, 0)), np.arange(12.0).reshape(2, 3, 2)

@@ -154,9 +154,11 @@ def attention_vjp(
         to_4d(dq),
         to_4d(dk),
         to_4d(dv),
-        bool(want_dbias),
+        bool(want_dbias) and q4.shape[0] > 0,
         bool(want_dsinks),
     )
+    if want_dbias and dbias is None:  # an empty batch
+        dbias = np.zeros_like(chosen[1])
     if dbias is not None:
         with np.errstate(over="ignore", under="ignore"):
             dbias = dbias.astype(q.dtype, copy=False)
