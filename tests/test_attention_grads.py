@@ -220,6 +220,18 @@ def test_gradients_that_were_not_asked_for_are_none():
         npkernels.attention_vjp(q, q, q, q, out, lse, want_dbias=True)
 
 
+def test_what_is_wrong_with_out_is_said():
+    x = np.ones((1, 2, 3, 4))
+    out, lse = npkernels.attention(x, x, x, return_lse=True)
+    one, other = np.empty_like(x), np.empty_like(x)
+    with pytest.raises(TypeError, match=r"^attention_vjp: out\[1\] is None; expected"):
+        npkernels.attention_vjp(x, x, x, x, out, lse, out=(one, None, other))
+    with pytest.raises(ValueError, match=r"^attention_vjp: out\[2\] overlaps out\[0\]"):
+        npkernels.attention_vjp(x, x, x, x, out, lse, out=(one, other, one))
+    with pytest.raises(ValueError, match=r"^attention_jvp: out\[1\] overlaps out\[0\]"):
+        npkernels.attention_jvp(x, x, x, x, x, x, out=(one, one))
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
 def test_empty(shape):
     x = np.ones(shape, np.float32)

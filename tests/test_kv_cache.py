@@ -495,6 +495,7 @@ def test_unaligned_memory_is_refused():
         ({"page_size": 0}, ValueError, "page_size is 0; expected at least 1"),
         ({"value_dim": "9"}, TypeError, "value_dim is '9'"),
         ({"dtype": np.int16}, TypeError, "dtype is int16"),
+        ({"dtype": "half a float"}, TypeError, "dtype is 'half a float'; expected float32"),
         ({"dtype": ">f4"}, TypeError, "dtype is >f4"),
     ],
 )
@@ -585,6 +586,28 @@ def test_impossible_pages_are_noticed_when_they_are_used():
         with pytest.raises(error, match=rf"KVCache.append: block_table\[1, 1\] is {page}"):
             cache.append(*tokens(cache, 1))
         assert held(cache) == before
+
+
+def test_the_block_table_may_be_set():
+    cache = filled(page_size=4, lengths=(11, 8))
+    array, was = cache.block_table, cache.block_table.copy()
+    expected = cache.attend(normal(2, 4, 2, D))
+    cache.k[...], cache.v[...] = cache.k[::-1].copy(), cache.v[::-1].copy()
+    cache.block_table = np.where(was < 0, -1, len(cache.k) - 1 - was).astype(np.int32).tolist()
+    assert cache.block_table is array
+    assert np.array_equal(cache.attend(normal(2, 4, 2, D)), expected)
+    for wrong, error in (
+        (was[:1], ValueError),
+        (was.astype(float), TypeError),
+        (was + 99, IndexError),
+        (np.full_like(was, -1), ValueError),
+    ):
+        before = held(cache)
+        with pytest.raises(error, match=r"^KVCache.block_table: block_table"):
+            cache.block_table = wrong
+        assert held(cache) == before
+    with pytest.raises(ValueError, match=r"^KVCache.block_table: the cache has no pages"):
+        filled().block_table = was
 
 
 # --- around the numbers

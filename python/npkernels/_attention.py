@@ -123,7 +123,8 @@ def attention(
         (causal is False or causal is True)
         and (mask is None and bias is None and window is None and scale is None and alibi_slopes is None)
         and (sinks is None and q_offset is None and kv_lengths is None and out is None)
-        and (softcap == 0 and dropout_p == 0 and dropout_seed is None)
+        and (type(softcap) is float and softcap == 0 and type(dropout_p) is float and dropout_p == 0)
+        and dropout_seed is None
     ):
         quick: Array | tuple[Array, Array] | None
         quick = _core.attention_quick(q, k, v, causal, bool(return_lse))

@@ -185,8 +185,12 @@ def gradients_out(
         raise TypeError(f"{function}: out is {type(out).__name__}; expected {len(likes)} arrays")
     arrays = tuple(out)
     for i, (array, like) in enumerate(zip(arrays, likes, strict=True)):
-        others = [x for x in arrays[:i] if isinstance(x, np.ndarray)]
-        check_out(function, array, like.shape, like.dtype, [*inputs, *others])
+        if array is None:
+            raise TypeError(f"{function}: out[{i}] is None; expected a NumPy array")
+        check_out(function, array, like.shape, like.dtype, inputs)
+        for j in range(i):
+            if np.shares_memory(array, arrays[j]):
+                raise ValueError(f"{function}: out[{i}] overlaps out[{j}]; pass separate memory")
         if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
             raise ValueError(f"{function}: the last axis of out[{i}] must be contiguous")
     return arrays
