@@ -13,7 +13,7 @@ except ImportError as error:
         "transformers>=5.0,<6 (pip install 'npkernels[transformers]')"
     ) from error
 
-from npkernels._torch_attention import _autograd_attention, dropout_seed, to_numpy
+from npkernels._torch_attention import dropout_seed, tensor_attention, to_numpy
 from npkernels._transformers_cache import GrowingCache
 from npkernels._transformers_mask import PatternMask, npkernels_mask
 
@@ -155,7 +155,7 @@ def npkernels_attention(
         scaling = None
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
-    out, _ = _autograd_attention(
+    out, _ = tensor_attention(
         _FUNCTION,
         query,
         key,
