@@ -7,6 +7,7 @@ import pytest
 
 import npkernels
 from attention_rows import OPTIONS, ROWS, build, label, without_dropout
+from kernel_calls import ATTENTION, DTYPES, LAYER, ROTARY, VARLEN, assert_same_bits, make
 from npkernels import reference
 from npkernels._cli import gate
 from npkernels._cli.pairwise import every_pair
@@ -131,3 +132,39 @@ def test_rotary_turns_back_and_keeps_lengths():
         back = npkernels.rotary_embedding_vjp(y, interleaved=interleaved, rotary_dim=24)
         np.testing.assert_allclose(back, x, atol=1e-14)
         assert np.array_equal(y[..., 24:], x[..., 24:])
+
+
+@pytest.mark.parametrize("size", [0.003, 1, 300], ids=["underflow", "ordinary", "overflow"])
+@pytest.mark.parametrize("name", [*ATTENTION, *VARLEN, *LAYER, *ROTARY, "merge_attention"])
+def test_numpy_error_settings_do_not_matter(name, size):
+    """No warning by default, no FloatingPointError where the caller turned them into errors."""
+    for dtype in DTYPES:
+        call = make(name, 37, dtype).mapped(
+            lambda x: x if x.dtype.kind in "ib" else (size * x.astype(np.float64)).astype(x.dtype)
+        )
+        expected = call()
+        for out in [{}, {"out": call.new_out()}] if call.outs else [{}]:
+            with np.errstate(all="raise"):
+                assert_same_bits(call(**out), expected)
+
+
+def test_options_may_be_numpys_own():
+    q, k, v = np.random.default_rng(8).standard_normal((3, 1, 2, 9, 4))
+    for namespace in (npkernels, reference):
+        expected = namespace.attention(q, k, v, causal=True, window=(3, 0))
+        got = namespace.attention(q, k, v, causal=np.True_, window=np.array([3, 0]), softcap=np.float64(0))
+        assert np.array_equal(got, expected)
+        plain = namespace.attention(q, k, v)
+        assert np.array_equal(namespace.attention(q, k, v, causal=np.False_), plain)
+        with pytest.raises(ValueError, match=r"^attention: causal=True with 8 queries and 9 keys"):
+            namespace.attention(q[:, :, :8], k, v, causal=np.True_)
+        packed = [x[0].swapaxes(0, 1) for x in (q, k, v)]
+        with pytest.raises(ValueError, match=r"^attention_varlen: causal=True"):
+            namespace.attention_varlen(*packed, [0, 4, 9], [0, 5, 9], causal=np.True_)
+
+
+@pytest.mark.parametrize("name", ["softcap", "dropout_p"])
+def test_an_array_is_no_number(name):
+    q = np.ones((1, 1, 2, 3))
+    with pytest.raises(TypeError, match=rf"^attention: {name} is array"):
+        npkernels.attention(q, q, q, **{name: np.array([0.5, 0.25])})

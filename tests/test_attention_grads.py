@@ -220,6 +220,18 @@ def test_gradients_that_were_not_asked_for_are_none():
         npkernels.attention_vjp(q, q, q, q, out, lse, want_dbias=True)
 
 
+def test_what_is_wrong_with_out_is_said():
+    x = np.ones((1, 2, 3, 4))
+    out, lse = npkernels.attention(x, x, x, return_lse=True)
+    one, other = np.empty_like(x), np.empty_like(x)
+    with pytest.raises(TypeError, match=r"^attention_vjp: out\[1\] is None; expected"):
+        npkernels.attention_vjp(x, x, x, x, out, lse, out=(one, None, other))
+    with pytest.raises(ValueError, match=r"^attention_vjp: out\[2\] overlaps out\[0\]"):
+        npkernels.attention_vjp(x, x, x, x, out, lse, out=(one, other, one))
+    with pytest.raises(ValueError, match=r"^attention_jvp: out\[1\] overlaps out\[0\]"):
+        npkernels.attention_jvp(x, x, x, x, x, x, out=(one, one))
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
 def test_empty(shape):
     x = np.ones(shape, np.float32)
@@ -231,6 +243,33 @@ def test_empty(shape):
     out, lse = npkernels.attention(q, k, k, return_lse=True)
     assert not npkernels.attention_vjp(out, q, k, k, out, lse).dq.any()
     assert not npkernels.attention_jvp(q, k, k, q, k, k)[1].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+@pytest.mark.parametrize("axes", [(), (3,), (1, 3), (2, 1, 1), (1, 1, 3, 3)])
+def test_gradient_of_the_bias_of_nothing(shape, axes):
+    x = np.ones(shape)
+    sizes = (1, *shape[1:3], shape[2])[4 - len(axes) :]
+    bias = np.zeros([n and min(n, size) for n, size in zip(axes, sizes, strict=True)])
+    out, lse = npkernels.attention(x, x, x, bias=bias, return_lse=True)
+    grads = npkernels.attention_vjp(x, x, x, x, out, lse, bias=bias, want_dbias=True)
+    assert np.array_equal(grads.dbias, np.zeros_like(bias))
+
+
+def test_head_size_zero():
+    """All scores are 0; the values have a size of their own."""
+    q, v = np.ones((2, 3, 0)), np.arange(12.0).reshape(2, 3, 2)
+    out, lse = npkernels.attention(q, q, v, return_lse=True)
+    np.testing.assert_allclose(out, np.broadcast_to(v.mean(1, keepdims=True), v.shape), rtol=1e-15)
+    grads = npkernels.attention_vjp(np.ones_like(out), q, q, v, out, lse)
+    assert grads.dq.shape == grads.dk.shape == q.shape
+    np.testing.assert_allclose(grads.dv, np.ones_like(v), rtol=1e-15)
+    targets = np.empty_like(out), np.empty_like(out)
+    assert npkernels.attention_jvp(q, q, v, q, q, v, out=targets)[1] is targets[1]
+    np.testing.assert_allclose(targets[1], out, rtol=1e-15)
+    packed, lengths = [x.swapaxes(0, 1) for x in (out, q, q, v, out)], [0, 1, 3]
+    one = npkernels.attention_varlen_vjp(*packed, lse, lengths, lengths)
+    assert one.dv.shape == (3, 2, 2)
 
 
 def test_the_mask_of_dropout_is_that_of_the_forward_pass():

@@ -322,11 +322,20 @@ def test_sequences_without_tokens_give_zero():
         out, lse = cache.attend(normal(2, 4, 2, D), return_lse=True)
         assert np.array_equal(out, np.zeros((2, 4, 2, DV)))
         assert np.array_equal(lse, np.full((2, 4, 2), -INF))
-    for shape in ({"batch": 0}, {"kv_heads": 0}, {"capacity": 0}):
-        cache = new(**{"batch": 2, **shape})
+    empty = itertools.product(({"batch": 0}, {"kv_heads": 0}, {"capacity": 0}), PAGES)
+    for shape, page_size in empty:
+        cache = new(page_size=page_size, **{"batch": 2, **shape})
         cache.append(*tokens(cache, 0))
         q = normal(len(cache.lengths), 2 * cache.k.shape[1], 3, D)
-        assert cache.attend(q).shape == (*q.shape[:3], DV)
+        with npkernels.checked():
+            assert cache.attend(q).shape == (*q.shape[:3], DV)
+
+
+@pytest.mark.parametrize("page_size", PAGES)
+def test_no_sequence_outgrows_its_capacity_where_there_is_none(page_size):
+    cache = new(page_size=page_size, batch=0)
+    cache.append(*tokens(cache, CAPACITY + 1))
+    assert cache.lengths.shape == (0,)
 
 
 def test_the_output_goes_where_it_is_asked_for():
@@ -486,6 +495,7 @@ def test_unaligned_memory_is_refused():
         ({"page_size": 0}, ValueError, "page_size is 0; expected at least 1"),
         ({"value_dim": "9"}, TypeError, "value_dim is '9'"),
         ({"dtype": np.int16}, TypeError, "dtype is int16"),
+        ({"dtype": "half a float"}, TypeError, "dtype is 'half a float'; expected float32"),
         ({"dtype": ">f4"}, TypeError, "dtype is >f4"),
     ],
 )
@@ -576,6 +586,28 @@ def test_impossible_pages_are_noticed_when_they_are_used():
         with pytest.raises(error, match=rf"KVCache.append: block_table\[1, 1\] is {page}"):
             cache.append(*tokens(cache, 1))
         assert held(cache) == before
+
+
+def test_the_block_table_may_be_set():
+    cache = filled(page_size=4, lengths=(11, 8))
+    array, was = cache.block_table, cache.block_table.copy()
+    expected = cache.attend(normal(2, 4, 2, D))
+    cache.k[...], cache.v[...] = cache.k[::-1].copy(), cache.v[::-1].copy()
+    cache.block_table = np.where(was < 0, -1, len(cache.k) - 1 - was).astype(np.int32).tolist()
+    assert cache.block_table is array
+    assert np.array_equal(cache.attend(normal(2, 4, 2, D)), expected)
+    for wrong, error in (
+        (was[:1], ValueError),
+        (was.astype(float), TypeError),
+        (was + 99, IndexError),
+        (np.full_like(was, -1), ValueError),
+    ):
+        before = held(cache)
+        with pytest.raises(error, match=r"^KVCache.block_table: block_table"):
+            cache.block_table = wrong
+        assert held(cache) == before
+    with pytest.raises(ValueError, match=r"^KVCache.block_table: the cache has no pages"):
+        filled().block_table = was
 
 
 # --- around the numbers

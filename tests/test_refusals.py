@@ -268,7 +268,7 @@ def test_options_of_attention(name):
         refuses(TypeError, name, "scale", scale=scale)
     for offset in (1.0, "1", [1.5, 2.0], True):
         refuses(TypeError, name, "q_offset", causal=True, q_offset=offset)
-    refuses((ValueError, TypeError), name, "q_offset", causal=True, q_offset=2**70)
+    assert "64 bits" in refuses(ValueError, name, "q_offset", causal=True, q_offset=2**70)
     for offset in ([1, 2, 3], [[1, 2]], np.zeros(0, int)):
         refuses(ValueError, name, "q_offset", causal=True, q_offset=offset)
     for bias in (np.ones(7, bool), np.ones(7, complex), np.ones(7, np.float64), np.ones(7, object)):

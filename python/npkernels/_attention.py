@@ -122,7 +122,8 @@ def attention(
     if (
         (mask is None and bias is None and window is None and alibi_slopes is None)
         and (sinks is None and q_offset is None and kv_lengths is None and out is None)
-        and (softcap == 0 and dropout_p == 0 and dropout_seed is None)
+        and (type(softcap) is float and softcap == 0 and type(dropout_p) is float and dropout_p == 0)
+        and dropout_seed is None
     ):
         quick: Array | tuple[Array, Array] | None
         quick = _core.attention_quick(q, k, v, causal, bool(return_lse), scale)
@@ -231,7 +232,7 @@ def attention_weights(
     ):
         seen = seen & inside if limited else seen
     work = compute_dtype(q.dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         q4, k4 = q4.astype(work, copy=False), k4.astype(work, copy=False)
         grouped = q4.reshape(batch, k_heads, q_heads // max(k_heads, 1), queries, dim)
         scores = (grouped @ np.swapaxes(k4, -1, -2)[:, :, None]).reshape(shape)
@@ -250,9 +251,10 @@ def attention_weights(
         with_sink = np.concatenate([scores, last], axis=-1)
         weights = softmax(with_sink, mask=np.concatenate([seen, last != -np.inf], axis=-1))[..., :-1]
     weights = weights.reshape(shape[4 - q.ndim :])
-    if out is None:
-        return np.ascontiguousarray(weights.astype(q.dtype, copy=False))
-    out[...] = weights
+    with np.errstate(all="ignore"):
+        if out is None:
+            return np.ascontiguousarray(weights.astype(q.dtype, copy=False))
+        out[...] = weights
     return out
 
 

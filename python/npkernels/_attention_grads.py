@@ -9,7 +9,16 @@ import numpy.typing as npt
 
 from npkernels import _core
 from npkernels._arrays import Array, check_out, compute_dtype, kernel, statistic
-from npkernels._attention_options import Causal, check_like, check_shapes, heads, new_like, options, to_4d
+from npkernels._attention_options import (
+    Causal,
+    check_like,
+    check_shapes,
+    heads,
+    new_like,
+    options,
+    output_like,
+    to_4d,
+)
 from npkernels._types import AttentionGrads
 
 ArrayLike = npt.ArrayLike
@@ -101,7 +110,7 @@ def attention_vjp(
     q, k, v = (heads(function, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     check_shapes(function, q, k, v)
     dout, o = heads(function, "dout", dout), heads(function, "o", o)
-    like = np.broadcast_to(q[..., :1], (*q.shape[:-1], v.shape[-1]))  # the output's shape and dtype
+    like = output_like(q, v)
     check_like(function, "dout", dout, "the output", like)
     check_like(function, "o", o, "the output", like)
     norm = to_lse(function, "lse", lse, q)
@@ -145,10 +154,15 @@ def attention_vjp(
         to_4d(dq),
         to_4d(dk),
         to_4d(dv),
-        bool(want_dbias),
+        bool(want_dbias) and q4.shape[0] > 0,
         bool(want_dsinks),
     )
-    return AttentionGrads(dq, dk, dv, None if dbias is None else dbias.astype(q.dtype, copy=False), dsinks)
+    if want_dbias and dbias is None:  # an empty batch
+        dbias = np.zeros_like(chosen[1])
+    if dbias is not None:
+        with np.errstate(over="ignore", under="ignore"):
+            dbias = dbias.astype(q.dtype, copy=False)
+    return AttentionGrads(dq, dk, dv, dbias, dsinks)
 
 
 def to_lse(function: str, name: str, x: Any, q: Array) -> Array:
@@ -171,8 +185,12 @@ def gradients_out(
         raise TypeError(f"{function}: out is {type(out).__name__}; expected {len(likes)} arrays")
     arrays = tuple(out)
     for i, (array, like) in enumerate(zip(arrays, likes, strict=True)):
-        others = [x for x in arrays[:i] if isinstance(x, np.ndarray)]
-        check_out(function, array, like.shape, like.dtype, [*inputs, *others])
+        if array is None:
+            raise TypeError(f"{function}: out[{i}] is None; expected a NumPy array")
+        check_out(function, array, like.shape, like.dtype, inputs)
+        for j in range(i):
+            if np.shares_memory(array, arrays[j]):
+                raise ValueError(f"{function}: out[{i}] overlaps out[{j}]; pass separate memory")
         if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
             raise ValueError(f"{function}: the last axis of out[{i}] must be contiguous")
     return arrays
@@ -269,7 +287,7 @@ def attention_jvp(
         y, dy = (_core.attention_output(function, q4, k4, v4, None) for _ in range(2))
         y, dy = (x.reshape(x.shape[4 - q.ndim :]) for x in (y, dy))
     else:
-        like = np.broadcast_to(q[..., :1], (*q.shape[:-1], v.shape[-1]))
+        like = output_like(q, v)
         y, dy = gradients_out(function, out, [like, like], [q, k, v, dq, dk, dv, *chosen[:4]])
     lse = _core.attention_jvp(
         q4, k4, v4, to_4d(dq), to_4d(dk), to_4d(dv), chosen, bool(return_lse), to_4d(y), to_4d(dy)

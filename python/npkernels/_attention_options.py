@@ -56,6 +56,11 @@ def check_like(function: str, name: str, x: Array, like_name: str, like: Array) 
         )
 
 
+def output_like(q: Array, v: Array) -> Array:
+    """Return something with the shape and dtype of the output, without memory of its own."""
+    return np.broadcast_to(q.dtype.type(0), (*q.shape[:-1], v.shape[-1]))
+
+
 def new_like(x: Array) -> Array:
     """Return memory for x's shape and dtype: the last axis contiguous, the others in the order of x's strides."""
     order = sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis]))
@@ -119,6 +124,8 @@ def options(
     """
     _, q_heads, _, dim = q.shape
     dtype = compute_dtype(q.dtype)
+    if isinstance(causal, np.bool_):
+        causal = bool(causal)
     lengths = None
     if kv_lengths is not None:
         lengths = _lengths(function, kv_lengths, entries, int(np.max(keys, initial=0)))
@@ -133,7 +140,7 @@ def options(
         causal is not False,
         left,
         right,
-        0.0 if softcap == 0 else _softcap(function, softcap),
+        _softcap(function, softcap),
         _scale(function, scale, dim),
         _offset(function, causal, q_offset, entries, queries, keys),
         lengths,
@@ -180,6 +187,8 @@ def _window(function: str, window: Any) -> tuple[int, int]:
     if window is None:
         return -1, -1
     expected = "a pair (left, right) of integers, -1 = open"
+    if isinstance(window, np.ndarray):
+        window = window.tolist()
     if not isinstance(window, tuple | list):
         raise TypeError(f"{function}: window is {window!r}; expected {expected}")
     if len(window) != 2:
@@ -204,9 +213,9 @@ def _softcap(function: str, softcap: Any) -> float:
 
 def _dropout(function: str, dropout_p: Any, dropout_seed: Any) -> int | None:
     """Return the seed, or None where nothing is dropped."""
-    if dropout_p == 0 and dropout_seed is None:
-        return None
     share = number(function, "dropout_p", dropout_p)
+    if share == 0 and dropout_seed is None:
+        return None
     if not 0 <= share < 1:
         raise ValueError(f"{function}: dropout_p is {dropout_p!r}; expected a share from 0 to below 1")
     if dropout_seed is None:
@@ -252,6 +261,8 @@ def _offset(
         if causal != "bottom_right":
             return None
         return np.full(entries, np.subtract(keys, queries), dtype=np.int64)
+    if type(q_offset) is int and not -(2**63) <= q_offset < 2**63:
+        raise ValueError(f"{function}: q_offset is {q_offset}; expected an integer of 64 bits")
     offset = plain(function, "q_offset", q_offset)
     if offset.dtype.kind not in "iu":
         raise TypeError(f"{function}: q_offset has dtype {offset.dtype}; expected integers")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from npkernels import _core
 from npkernels._arrays import Array, floating, integers, kernel, shape_error
 from npkernels._attention_grads import gradients_out, to_lse
-from npkernels._attention_options import Causal, check_like, check_shapes, options
+from npkernels._attention_options import Causal, check_like, check_shapes, options, output_like
 from npkernels._types import AttentionGrads
 
 ArrayLike = npt.ArrayLike
@@ -172,7 +172,7 @@ def attention_varlen_vjp(
     function = "attention_varlen_vjp"
     q, k, v = (_packed(function, name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     q4, k4, v4 = _as_heads(function, q, k, v)
-    like = np.broadcast_to(q[..., :1], (*q.shape[:-1], v.shape[-1]))
+    like = output_like(q, v)
     dout, o = _packed(function, "dout", dout), _packed(function, "o", o)
     check_like(function, "dout", dout, "the output", like)
     check_like(function, "o", o, "the output", like)

@@ -46,8 +46,8 @@ class KVCache:
     capacity : int
         Most tokens of a sequence.
     block_table : ndarray of int64 (batch, pages) or None
-        Page of each run of `page_size` tokens; -1 where there is none yet. Rows may name the same page, for a prefix
-        that sequences share: what one of them appends there, all of them have.
+        Page of each run of `page_size` tokens; -1 where there is none yet. It, or entries of it, may be set. Rows may
+        name the same page, for a prefix that sequences share: what one of them appends there, all of them have.
     k, v : ndarray
         (batch, kv_heads, capacity, D), or (pages, kv_heads, page_size, D).
     k_scale, v_scale : ndarray or None
@@ -76,9 +76,9 @@ class KVCache:
     v: Array
     k_scale: Array | None
     v_scale: Array | None
-    block_table: Array | None
     capacity: int
     _lengths: Array
+    _table: Array | None
     _gives_pages: bool  # whether pages that no row of the table names are this cache's to give out
 
     def __init__(
@@ -94,8 +94,7 @@ class KVCache:
         sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
         batch, kv_heads, capacity, head_dim = (_size(name, n, 0) for name, n in sizes.items())
         value_dim = head_dim if value_dim is None else _size("value_dim", value_dim, 0)
-        kind = np.dtype(dtype)
-        _check_dtype("KVCache", "dtype", kind)
+        kind = _dtype_of_rows(dtype)
         rows, table = (batch, kv_heads, capacity), None
         if page_size is not None:
             page_size = _size("page_size", page_size, 1)
@@ -103,7 +102,7 @@ class KVCache:
             rows, table = (batch * pages, kv_heads, page_size), np.full((batch, pages), -1, np.int64)
         self.k, self.v = np.zeros((*rows, head_dim), kind), np.zeros((*rows, value_dim), kind)
         self.k_scale, self.v_scale = (np.zeros(rows, np.float32) if kind == _INT8 else None for _ in range(2))
-        self.block_table, self.capacity = table, capacity
+        self._table, self.capacity = table, capacity
         self._lengths, self._gives_pages = np.zeros(batch, np.int64), table is not None
 
     @classmethod
@@ -176,7 +175,7 @@ class KVCache:
         check_rows(name, tokens, capacity, table, k.shape)
         self = cls.__new__(cls)
         self.k, self.v, self.k_scale, self.v_scale = k, v, k_scale, v_scale
-        self.block_table, self.capacity = table, capacity
+        self._table, self.capacity = table, capacity
         self._lengths, self._gives_pages = tokens, False
         return self
 
@@ -190,6 +189,22 @@ class KVCache:
         tokens = self._per_sequence("KVCache.lengths", "lengths", lengths)
         check_rows("KVCache.lengths", tokens, self.capacity, self.block_table, self.k.shape)
         self._lengths[...] = tokens
+
+    @property
+    def block_table(self) -> Array | None:
+        """Page of each run of page_size tokens, int64 (batch, pages), or None."""
+        return self._table
+
+    @block_table.setter
+    def block_table(self, table: ArrayLike) -> None:
+        name = "KVCache.block_table"
+        if self._table is None:
+            raise ValueError(f"{name}: the cache has no pages; make it with page_size or block_table")
+        pages = integers(name, "block_table", table)
+        if pages.shape != self._table.shape:
+            shape_error(name, "block_table", pages.shape, str(self._table.shape))
+        check_rows(name, self._lengths, self.capacity, pages, self.k.shape)
+        self._table[...] = pages
 
     def append(self, k: ArrayLike, v: ArrayLike, counts: ArrayLike | None = None) -> None:
         """Add the keys and values of the next tokens of every sequence.
@@ -242,8 +257,9 @@ class KVCache:
         fresh = np.arange(n) < taken[:, None]
         rounded = [self._rounded(name, what, x, fresh) for what, x in (("k", new[0]), ("v", new[1]))]
         table = self._table_for(name, lengths)  # the last that may fail
-        if table is None and bool((taken == n).all()) and bool((self._lengths == lengths[:1] - n).all()):
-            start = int(self._lengths[0]) if batch else 0
+        together = bool((taken == n).all()) and bool((self._lengths == self._lengths[:1]).all())
+        if table is None and batch and together:
+            start = int(self._lengths[0])
             self._write(slice(None), slice(start, start + n), rounded, slice(None), slice(n))
         else:
             for b in range(batch):
@@ -441,6 +457,17 @@ def _size(name: str, n: Any, least: int) -> int:
     if size < least:
         raise ValueError(f"KVCache: {name} is {size}; expected at least {least}")
     return size
+
+
+def _dtype_of_rows(dtype: Any) -> np.dtype[Any]:
+    try:
+        kind: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(
+            f"KVCache: dtype is {dtype!r}; expected float32, float64, float16, bfloat16 or int8"
+        ) from error
+    _check_dtype("KVCache", "dtype", kind)
+    return kind
 
 
 def _check_dtype(function: str, name: str, dtype: np.dtype[Any]) -> None:

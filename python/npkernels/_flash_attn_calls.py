@@ -130,10 +130,10 @@ def dense(
     out: Any
     lse: Any
     if tensor:
-        from npkernels._torch_attention import _autograd_attention
+        from npkernels._torch_attention import tensor_attention
 
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out, lse = _autograd_attention(function, q, k, v, return_lse=want_probs, **dropped, **options)
+        out, lse = tensor_attention(function, q, k, v, return_lse=want_probs, **dropped, **options)
         out = out.transpose(1, 2)
         q, k = q.detach(), k.detach()
     else:
@@ -205,9 +205,9 @@ def packed(
     out: Any
     lse: Any
     if tensor:
-        from npkernels._torch_attention import _autograd_attention
+        from npkernels._torch_attention import tensor_attention
 
-        out, lse = _autograd_attention(
+        out, lse = tensor_attention(
             function, q, k, v, cu_seqlens=(starts[0], starts[1]), return_lse=want_probs, **dropped, **options
         )
     else:

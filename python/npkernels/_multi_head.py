@@ -20,6 +20,7 @@ ArrayLike = npt.ArrayLike
 
 
 @kernel
+@np.errstate(all="ignore")
 def multi_head_attention(
     x: ArrayLike,
     wq: ArrayLike,
@@ -145,6 +146,7 @@ def multi_head_attention(
 
 
 @kernel
+@np.errstate(all="ignore")
 def multi_head_attention_vjp(
     dy: ArrayLike,
     x: ArrayLike,

@@ -12,7 +12,7 @@ party("npkernels.transformers", "transformers", "5.0", "npkernels[transformers]"
 import torch  # noqa: E402
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 
-from npkernels._torch_attention import _autograd_attention, dropout_seed, to_numpy  # noqa: E402
+from npkernels._torch_attention import dropout_seed, tensor_attention, to_numpy  # noqa: E402
 from npkernels._transformers_cache import GrowingCache  # noqa: E402
 from npkernels._transformers_mask import PatternMask, npkernels_mask  # noqa: E402
 
@@ -154,7 +154,7 @@ def npkernels_attention(
         scaling = None
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
-    out, _ = _autograd_attention(
+    out, _ = tensor_attention(
         _FUNCTION,
         query,
         key,

@@ -147,10 +147,17 @@ def check_window(function: str, window: Sequence[int] | None) -> tuple[int, int]
 
 
 def check_causal(function: str, causal: Causal) -> None:
-    if not (isinstance(causal, bool) or (isinstance(causal, str) and causal in ("top_left", "bottom_right"))):
+    if not (
+        isinstance(causal, bool | np.bool_)
+        or (isinstance(causal, str) and causal in ("top_left", "bottom_right"))
+    ):
         raise ValueError(
             f"{function}: causal is {causal!r}; expected False, True, 'top_left' or 'bottom_right'"
         )
+
+
+def is_true(causal: Any) -> bool:
+    return isinstance(causal, bool | np.bool_) and bool(causal)
 
 
 def offsets(function: str, name: str, value: Any, count: int) -> IntArray:
@@ -182,7 +189,7 @@ def _positions(function: str, o: Options, lengths: IntArray, queries: int) -> In
     elif o.causal == "bottom_right":
         offset = lengths - queries
     else:
-        if o.causal is True and (lengths != queries).any():
+        if is_true(o.causal) and (lengths != queries).any():
             b = int(np.argmax(lengths != queries))
             where = "" if o.kv_lengths is None else f" in batch {b}"
             raise ValueError(

@@ -27,6 +27,7 @@ from ._attention_scores import (
     check_scale,
     check_softcap,
     check_window,
+    is_true,
     offsets,
     scores,
 )
@@ -139,7 +140,7 @@ def _check(
     check_dropout(function, dropout_p, dropout_seed)
     if o.q_offset is not None:
         o = replace(o, q_offset=offsets(function, "q_offset", o.q_offset, count))
-    elif o.causal is True and (wrong := np.diff(starts_q) != np.diff(starts_k)).any():
+    elif is_true(o.causal) and (wrong := np.diff(starts_q) != np.diff(starts_k)).any():
         n = int(np.argmax(wrong))
         raise ValueError(
             f"{function}: causal=True with {np.diff(starts_q)[n]} queries and {np.diff(starts_k)[n]} keys in "

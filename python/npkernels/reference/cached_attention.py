@@ -25,7 +25,8 @@ def _rows(x: npt.NDArray[Any], scale: Array | None, table: npt.NDArray[np.int64]
         return wide
     pages = np.where(table < 0, 0, table)  # what has no page is behind the length
     gathered: Array = np.moveaxis(wide[pages], 2, 1)  # (B, Hkv, pages, page_size, D)
-    return gathered.reshape(*gathered.shape[:2], -1, gathered.shape[-1])
+    batch, heads, count, size, dim = gathered.shape
+    return gathered.reshape(batch, heads, count * size, dim)
 
 
 def cached_attention(

@@ -52,4 +52,5 @@ def _rows(x: Array, scale: Array | None, table: Array | None, q: Array) -> Array
     if table is None:
         return rows
     paged: Array = rows[table].swapaxes(1, 2)
-    return paged.reshape(*paged.shape[:2], -1, x.shape[-1])
+    batch, heads, count, size, dim = paged.shape
+    return paged.reshape(batch, heads, count * size, dim)
