@@ -45,10 +45,11 @@ std::vector<AttentionTask> first_chunks(const AttentionVjpCall& call,
 // gone through whole (-1), the others are cut.
 std::vector<AttentionTask> bias_tasks(const AttentionVjpCall& call, const std::vector<Sequence>& all,
                                       int64_t most) {
+  if (all.empty()) return {};
   const int64_t* stride = call.dbias.stride;
   int64_t keys = 0;
   for (const Sequence& s : all) keys = std::max(keys, s.keys);
-  const int64_t rows = all.empty() ? 0 : all[0].queries * call.group;
+  const int64_t rows = all[0].queries * call.group;
   const auto cuts = [](int64_t step, int64_t n, int64_t most_each) {
     return step == 0 || n == 0 ? 1 : (n + most_each - 1) / most_each;
   };

@@ -150,7 +150,7 @@ class Forward {
     if (call_.drop_below) {
       block_.draw(group, first, n, scratch_.room);
       Block<T>::template each<N>(n, st, [&](Vec<T> p, int j, int i) {
-        return p * load(scratch_.room + j * kGroup<T> + i * kLanes<T>);
+        return kept<T>(p, load(scratch_.room + j * kGroup<T> + i * kLanes<T>));
       });
     }
     if (few_)
@@ -290,7 +290,8 @@ class Forward {
   // what is there.
   template <int N>
   void online_softmax(const Group& group, int n, T factor, T* st) {
-    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1)), scale = splat(factor);
+    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1));
+    Vec<T> scale = splat(factor);
     T *const m = scratch_.m + group.lane, *const l = scratch_.l + group.lane;
     Vec<T> top[N], shift[N], sum[N], shrink[N];
 #pragma GCC unroll 4
@@ -306,6 +307,7 @@ class Forward {
       rescale = rescale || any(greater(one, shrink[i]));
       store(m + i * kLanes<T>, raised);
     }
+    scale = splat(Block<T>::template round_large<N>(shift, n, factor, st));
     int j = 0;
     const auto weigh = [&](auto count) {  // the keys that make about four registers
       constexpr int J = decltype(count)::value;

@@ -168,8 +168,8 @@ class ForwardMode {
   // Step 2: st becomes p, ut becomes w.
   template <int N>
   void weigh(const Group& group, int n, T factor, bool capped) {
-    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), scale = splat(factor),
-                 rate = splat(static_cast<T>(call_.scale));
+    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), rate = splat(static_cast<T>(call_.scale));
+    Vec<T> scale = splat(factor);
     Vec<T> top[N], shift[N], sum[N], turn[N], shrink[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) top[i] = lowest, sum[i] = zero, turn[i] = zero;
@@ -185,6 +185,7 @@ class ForwardMode {
       rescale = rescale || any(greater(splat(T(1)), shrink[i]));
       store(s_.m + at, raised);
     }
+    scale = splat(Block<T>::template round_large<N>(shift, n, factor, s_.st));
     for (int j = 0; j < n; ++j) {
       Vec<T> weight[N];
 #pragma GCC unroll 4

@@ -76,6 +76,12 @@ inline void multiply_piece(const U* a, int64_t a_pitch, const U* b, int64_t b_pi
   strip(Count<1>{});
 }
 
+// A weight times what dropout makes of it; 0 where it is dropped, whatever it is.
+template <class T>
+inline Vec<T> kept(Vec<T> weight, Vec<T> keep) {
+  return select(equal(keep, splat(T(0))), splat(T(0)), weight * keep);
+}
+
 // Where the piece of a sum ends that begins at term i.
 inline int64_t end_of_piece(int64_t i, int64_t steps) {
   constexpr int64_t kPiece = 16;

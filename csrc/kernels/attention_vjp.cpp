@@ -190,18 +190,18 @@ class BackBlock {
     const T factor =
         block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped_ ? s_.slope : nullptr);
     if (call_.drop_below) block.draw(group, first, n, s_.room);
-    const Vec<T> scale = splat(factor), zero = splat(T(0)), highest = splat(NormalRange<T>::highest),
-                 never = splat(T(-INFINITY));
+    const Vec<T> zero = splat(T(0)), never = splat(T(-INFINITY));
     Vec<T> lse[N], delta[N];
     for (int i = 0; i < N; ++i) {
       lse[i] = load(s_.lse + group.lane + i * kLanes<T>);
       delta[i] = load(s_.delta + group.lane + i * kLanes<T>);
     }
+    const Vec<T> scale = splat(Block<T>::template round_large<N>(lse, n, factor, s_.st));
     for (int j = 0; j < n; ++j) {
       Vec<T> weight[N];
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i)
-        weight[i] = min_of(highest, fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - lse[i]));
+        weight[i] = min_of(zero, fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - lse[i]));
       exp_weight<T>(weight);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
@@ -210,8 +210,9 @@ class BackBlock {
         const Vec<T> p = select(equal(load(s_.st + in), never), zero, weight[i]);  // also where lse is NaN
         const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
         const Vec<T> slope = capped_ ? load(s_.slope + in) : splat(T(1));
-        const Vec<T> ds = p * (load(s_.dp + in) * keep - delta[i]) * slope;
-        store(s_.p + to, p * keep);
+        const Vec<T> dp = load(s_.dp + in);
+        const Vec<T> ds = p * ((call_.drop_below ? kept<T>(dp, keep) : dp) - delta[i]) * slope;
+        store(s_.p + to, call_.drop_below ? kept<T>(p, keep) : p);
         store(s_.ds + to, select(equal(p, zero), zero, select(equal(slope, zero), zero, ds)));
       }
     }
