@@ -194,6 +194,26 @@ py::array output_shaped(const char* function, const py::object& out, const py::d
   return result;
 }
 
+bool is_plain(const py::handle& object, DType* dtype) {
+  if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return false;
+  const auto a = py::reinterpret_borrow<py::array>(object);
+  const int wanted = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((a.flags() & wanted) != wanted || a.dtype().byteorder() != '=') return false;
+  switch (a.dtype().num()) {
+    case 11:
+      *dtype = DType::float32;
+      return true;
+    case 12:
+      *dtype = DType::float64;
+      return true;
+    case 23:
+      *dtype = DType::float16;
+      return true;
+    default:
+      return false;
+  }
+}
+
 void check_in_place(const char* function, const py::array& out, const py::array& input) {
   if (!same_memory(out, input) && overlap(out, input))
     value_error(

@@ -50,6 +50,10 @@ py::array output(const char* function, const py::object& out, const py::array& l
 py::array output_shaped(const char* function, const py::object& out, const py::dtype& dtype,
                         const std::vector<py::ssize_t>& shape, std::initializer_list<py::array> inputs);
 
+// For calls that need no look from Python: whether this is an ndarray of float32, float64 or float16 in
+// native byte order, contiguous and aligned, and which.
+bool is_plain(const py::handle& object, DType* dtype);
+
 // ValueError if out shares memory with an input other than entry by entry.
 void check_in_place(const char* function, const py::array& out, const py::array& input);
 // ValueError if two outputs share memory.

@@ -179,23 +179,17 @@ py::tuple attention(const py::array& q, const py::array& k, const py::array& v, 
 // Python, else None.
 py::object attention_quick(const py::object& q_object, const py::object& k_object, const py::object& v_object,
                            const py::object& causal, bool want_lse, const py::object& scale) {
-  const py::object* const objects[] = {&q_object, &k_object, &v_object};
-  for (const py::object* object : objects) {
-    if (!py::isinstance<py::array>(*object)) return py::none();
-    const auto a = py::reinterpret_borrow<py::array>(*object);
-    const int num = a.dtype().num();
-    const bool known = num == 11 || num == 12 || num == 23;  // float32, float64, float16
-    if (a.ndim() != 4 || !known || a.dtype().byteorder() != '=' || (a.flags() & py::array::c_style) == 0 ||
-        (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0)
-      return py::none();
-  }
+  DType dtype, of_k, of_v;
+  if (!args::is_plain(q_object, &dtype) || !args::is_plain(k_object, &of_k) ||
+      !args::is_plain(v_object, &of_v) || of_k != dtype || of_v != dtype)
+    return py::none();
   const auto q = py::reinterpret_borrow<py::array>(q_object), k = py::reinterpret_borrow<py::array>(k_object),
              v = py::reinterpret_borrow<py::array>(v_object);
-  const int num = q.dtype().num();
+  if (q.ndim() != 4 || k.ndim() != 4 || v.ndim() != 4) return py::none();
   const py::ssize_t B = q.shape(0), Hq = q.shape(1), S = q.shape(2), D = q.shape(3), Hkv = k.shape(1),
                     K = k.shape(2);
-  if (k.dtype().num() != num || v.dtype().num() != num || k.shape(0) != B || v.shape(0) != B || Hkv == 0 ||
-      Hq % Hkv != 0 || v.shape(1) != Hkv || k.shape(3) != D || v.shape(2) != K || D == 0)
+  if (k.shape(0) != B || v.shape(0) != B || Hkv == 0 || Hq % Hkv != 0 || v.shape(1) != Hkv ||
+      k.shape(3) != D || v.shape(2) != K || D == 0)
     return py::none();
   npkernels::AttentionOptions options;
   std::vector<int64_t> offset;
@@ -213,7 +207,6 @@ py::object attention_quick(const py::object& q_object, const py::object& k_objec
     if (!PyFloat_CheckExact(scale.ptr()) || !std::isfinite(PyFloat_AS_DOUBLE(scale.ptr()))) return py::none();
     options.scale = PyFloat_AS_DOUBLE(scale.ptr());
   }
-  const DType dtype = num == 11 ? DType::float32 : num == 12 ? DType::float64 : DType::float16;
   py::array out(q.dtype(), std::vector<py::ssize_t>{B, Hq, S, v.shape(3)});
   void* to_lse;
   const py::object lse = new_lse(want_lse, dtype, B, Hq, S, &to_lse);

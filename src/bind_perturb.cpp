@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "arguments.h"
 #include "npkernels/perturb.h"
 
@@ -128,6 +130,77 @@ py::tuple step(const char* function, const py::array& x, const py::object& cente
   return py::make_tuple(y, nans);
 }
 
+// A number that Python holds as a float or an int.
+bool plain_number(const py::handle& object, double* value) {
+  if (PyFloat_CheckExact(object.ptr())) {
+    *value = PyFloat_AS_DOUBLE(object.ptr());
+  } else if (PyLong_CheckExact(object.ptr())) {
+    *value = PyLong_AsDouble(object.ptr());
+    if (PyErr_Occurred()) return PyErr_Clear(), false;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// The ordinary small call by the norm inf: steepest_step, or pgd_step if there is a center. For arrays and
+// values that need no look from Python, else None.
+py::object step_quick(const py::object& x, const py::object& center, const py::object& grad,
+                      const py::object& length, const py::object& radius, const py::object& bounds,
+                      const py::object& targeted, const py::object& out) {
+  DType dtype;
+  if (!args::is_plain(x, &dtype)) return py::none();
+  const auto like = py::reinterpret_borrow<py::array>(x);
+  const auto same = [&](const py::object& object) {
+    DType other;
+    if (!args::is_plain(object, &other) || other != dtype) return false;
+    const auto a = py::reinterpret_borrow<py::array>(object);
+    return a.ndim() == like.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), like.shape());
+  };
+  Amount along, around;
+  npkernels::StepOptions options;
+  const bool projects = !center.is_none();
+  if (like.ndim() < 2 || !same(grad) || (projects && !same(center)) || !plain_number(length, &along.value) ||
+      !(along.value >= 0 && std::isfinite(along.value)) ||
+      (projects && !(plain_number(radius, &around.value) && around.value >= 0)) ||
+      !PyBool_Check(targeted.ptr()))
+    return py::none();
+  options.targeted = targeted.ptr() == Py_True;
+  if (!bounds.is_none()) {
+    if (dtype == DType::float16 || !PyTuple_CheckExact(bounds.ptr()) || PyTuple_GET_SIZE(bounds.ptr()) != 2 ||
+        !plain_number(PyTuple_GET_ITEM(bounds.ptr(), 0), &options.bounds.low) ||
+        !plain_number(PyTuple_GET_ITEM(bounds.ptr(), 1), &options.bounds.high) ||
+        !(options.bounds.low <= options.bounds.high))
+      return py::none();
+  }
+  py::array y;
+  if (out.is_none()) {
+    y = py::array(like.dtype(), std::vector<py::ssize_t>(like.shape(), like.shape() + like.ndim()));
+  } else {
+    if (!same(out)) return py::none();
+    y = py::reinterpret_borrow<py::array>(out);
+    if (!y.writeable()) return py::none();
+    const auto* from = static_cast<const char*>(y.data());
+    for (const py::object* input : {&x, &center, &grad}) {
+      if (input->is_none()) continue;
+      const auto* other = static_cast<const char*>(py::reinterpret_borrow<py::array>(*input).data());
+      if (from != other && from < other + y.nbytes() && other < from + y.nbytes()) return py::none();
+    }
+  }
+  const auto view = [&](const py::object& a) {
+    return a.is_none() ? Array{} : args::view(py::reinterpret_borrow<py::array>(a), dtype);
+  };
+  const Array in = view(x), middle = view(center), direction = view(grad), result = args::view(y, dtype);
+  {
+    py::gil_scoped_release release;
+    if (projects)
+      npkernels::pgd_step(in, middle, direction, along, around, options, result, nullptr);
+    else
+      npkernels::steepest_step(in, direction, along, options, result, nullptr);
+  }
+  return y;
+}
+
 py::array momentum(const py::array& velocity, const py::array& grad, double decay, const py::object& mask,
                    const py::object& out) {
   const char* function = "momentum";
@@ -177,6 +250,8 @@ void bind_perturb(py::module_& m) {
   m.def("perturb_step", &step, arg("function"), arg("x"), arg("center"), arg("grad"), arg("length"),
         arg("length_array"), arg("radius"), arg("radius_array"), arg("norm"), arg("low"), arg("high"),
         arg("low_array"), arg("high_array"), arg("targeted"), arg("mask"), arg("want_nans"), arg("out"));
+  m.def("step_quick", &step_quick, arg("x"), arg("center"), arg("grad"), arg("length"), arg("radius"),
+        arg("bounds"), arg("targeted"), arg("out"));
   m.def("momentum", &momentum, arg("velocity"), arg("grad"), arg("decay"), arg("mask"), arg("out"));
   m.def("random_in_ball", &random_in_ball, arg("center"), arg("radius"), arg("radius_array"), arg("norm"),
         arg("key"), arg("low"), arg("high"), arg("low_array"), arg("high_array"), arg("out"));

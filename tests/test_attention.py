@@ -168,3 +168,51 @@ def test_an_array_is_no_number(name):
     q = np.ones((1, 1, 2, 3))
     with pytest.raises(TypeError, match=rf"^attention: {name} is array"):
         npkernels.attention(q, q, q, **{name: np.array([0.5, 0.25])})
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("queries", [1, 3, 40])
+@pytest.mark.parametrize("scale", [1e10, -1e10, 1e15])
+def test_scores_far_beyond_their_own_rounding_pick_the_largest(isa, queries, scale):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 2, n, 16)).astype(np.float32) for n in (queries, 300, 300))
+    want = v[0, np.arange(2)[:, None], (np.sign(scale) * q.astype(float) @ k.swapaxes(-1, -2)).argmax(-1)[0]]
+    with npkernels.use_isa(isa):
+        out, lse = npkernels.attention(q, k, v, scale=scale, return_lse=True)
+        np.testing.assert_allclose(out[0], want, rtol=1e-6)
+        grads = npkernels.attention_vjp(np.ones_like(out), q, k, v, out, lse, scale=scale)
+        _, moved = npkernels.attention_jvp(q, k, v, q, k, v, scale=scale)
+    assert all(np.isfinite(x).all() for x in (lse, grads.dq, grads.dk, grads.dv, moved))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"scale": 0.3}, {"causal": "bottom_right"}, {"causal": "top_left"}])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_short_way_of_ordinary_calls_has_the_bits_of_the_long_one(keywords, dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, h, n, 8)).astype(dtype) for h, n in ((4, 5), (2, 7), (2, 7)))
+    out, lse = npkernels.attention(q, k, v, return_lse=True, **keywords)
+    long = np.empty_like(q)
+    npkernels.attention(q, k, v, out=long, **keywords)
+    np.testing.assert_array_equal(out, long)
+    assert lse.shape == (2, 4, 5)
+
+
+def test_dropped_weights_may_be_nan():
+    q = np.ones((1, 1, 1, 4), np.float32)
+    k, v = np.ones((1, 1, 64, 4), np.float32), np.ones((1, 1, 64, 4), np.float32)
+    options = {"dropout_p": 0.5, "dropout_seed": 3}
+    for x in (k, v):
+        x[0, 0, 7] = NAN
+        with np.errstate(all="ignore"):
+            expected = reference.attention(q, k, v, **options)
+        np.testing.assert_array_equal(np.isnan(npkernels.attention(q, k, v, **options)), np.isnan(expected))
+        x[0, 0, 7] = 1
+
+
+def test_the_bias_of_an_empty_batch_in_c():
+    q = np.zeros((0, 2, 3, 4), np.float32)
+    out, lse = npkernels.attention(q, q, q, return_lse=True)
+    grads = npkernels.attention_vjp(
+        out, q, q, q, out, lse, bias=np.zeros((1, 1, 3, 3), np.float32), want_dbias=True
+    )
+    np.testing.assert_array_equal(grads.dbias, np.zeros((1, 1, 3, 3)))

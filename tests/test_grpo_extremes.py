@@ -179,3 +179,42 @@ def test_cispo_of_a_token_that_became_impossible():
     r = reference.policy_loss(lp, old, [1.0], loss="cispo", clip=(0.0, 5.0))
     assert_allclose(float(r.loss), 1)
     assert_allclose(r.dlogp.astype(float), [[0, -0.5]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_losses_that_are_dropped_or_saturated_leave_no_nan(dtype):
+    logp, far = np.array([[-1, -2]], dtype), np.array([[-200, -2]], dtype)
+    assert_allclose(nk.policy_loss(logp, far, [1.0], loss="sapo").dlogp, [[0, -0.5]])
+    impossible = np.array([[-INF, -2]], dtype)
+    sampler = np.array([[-1, -2]], dtype)
+    for importance in (("token-mask", 3.0), ("sequence-mask", 3.0)):
+        options = {"sampler_logp": sampler, "importance": importance}
+        got = nk.policy_loss(logp, impossible, np.array([-1.0], dtype), **options)
+        want = reference.policy_loss(logp, impossible, np.array([-1.0], dtype), **options)
+        assert_allclose(got.loss, want.loss)
+        assert_allclose(got.dlogp, want.dlogp)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "sizes", [[1, 2, 3, 4, 5, 6, 7], [31, 33, 32, 1, 40], [200, 1, 1, 1], [1] * 9, [5000, 3]]
+)
+def test_groups_by_id_are_those_of_the_same_samples_side_by_side(sizes, dtype):
+    rng = np.random.default_rng(len(sizes))
+    ids = np.repeat(np.arange(len(sizes)) * 10**15 - 7, sizes)
+    rewards = rng.standard_normal(len(ids)).astype(dtype)
+    rewards[rng.random(len(ids)) < 0.1] = np.nan
+    for preset in ("trl", "rloo", "gdpo", "verl"):
+        whole = nk.group_advantages(rewards, ids, preset=preset)
+        alone = [
+            nk.group_advantages(rewards[ids == i], int(n), preset=preset)
+            for i, n in zip(np.unique(ids), sizes, strict=True)
+        ]
+        if preset != "gdpo":  # whose last step is over the batch
+            assert_allclose(
+                whole.advantages, np.concatenate([a.advantages for a in alone]), rtol=1e-6, atol=1e-12
+            )
+            assert_allclose(whole.stats, np.concatenate([a.stats for a in alone]), rtol=1e-13)
+        order = rng.permutation(len(ids))
+        mixed = nk.group_advantages(rewards[order], ids[order], preset=preset)
+        assert_allclose(mixed.advantages, whole.advantages[order], rtol=1e-5, atol=1e-12)

@@ -321,10 +321,42 @@ def test_checked_calls_are_compared_with_the_reference(monkeypatch):
         perturb.sign_step(x, g, 0.1)
         perturb.pgd_step(x, x, g, 0.1, 0.3, norm=1, momentum=np.zeros_like(x))
         perturb.random_in_ball(x, 1.0, norm=2, rng=np.random.default_rng(0))
-        right = npkernels._core.perturb_step
-        monkeypatch.setattr(npkernels._core, "perturb_step", lambda *a: (right(*a)[0] + np.float32(1e-3), 0))
+        right = npkernels._core.step_quick
+        monkeypatch.setattr(npkernels._core, "step_quick", lambda *a: right(*a) + np.float32(1e-3))
         with pytest.raises(npkernels.MismatchError, match="sign_step"):
             perturb.sign_step(x, g, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0), (0, 1)])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_short_way_of_ordinary_calls_has_the_bits_of_the_long_one(dtype, bounds, targeted):
+    x, c, g = np.random.default_rng(0).standard_normal((3, 4, 37)).astype(dtype)
+    x, c = np.clip(x, 0, 1), np.clip(c, 0, 1)
+    g[1, 5] = np.nan
+    options = {"bounds": bounds, "targeted": targeted}
+    for call in (
+        lambda **more: perturb.sign_step(x, g, 0.1, **options, **more),
+        lambda **more: perturb.pgd_step(x, c, g, 0.1, 0.25, **options, **more),
+    ):
+        long = call(return_nan_count=True)[0]
+        out = np.empty_like(x)
+        assert call(out=out) is out
+        np.testing.assert_array_equal(out, long)
+        np.testing.assert_array_equal(call(), long)
+
+
+def test_what_the_short_way_cannot_do_is_refused_as_before():
+    x = np.zeros((2, 6), np.float32)
+    with pytest.raises(ValueError, match="sign_step: eps is -1"):
+        perturb.sign_step(x, x, -1)
+    with pytest.raises(ValueError, match="bounds"):
+        perturb.sign_step(x, x, 1.0, bounds=(1, 0))
+    both = np.zeros((3, 6), np.float32)
+    with pytest.raises(ValueError, match="out overlaps an input"):
+        perturb.sign_step(both[:2], x, 1.0, out=both[1:])
+    with pytest.raises((TypeError, ValueError), match="grad"):
+        perturb.sign_step(x, x.astype(np.float64), 1.0)
 
 
 def test_empty_arrays():

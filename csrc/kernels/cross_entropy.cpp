@@ -32,7 +32,7 @@ struct CrossEntropy {
 
   State begin(int64_t row) const {
     State s;
-    s.stats = KeptStats<T, Normaliser>(emits(), call.n);
+    s.stats = KeptStats<T, Normaliser>(call.n);
     s.id = call.ids[row];
     return s;
   }

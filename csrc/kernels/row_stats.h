@@ -175,8 +175,7 @@ template <class T, class What>
 struct KeptStats : RowStats<T, What> {
   double scale = 0;  // of the results: scale * exp(x - m)
 
-  // `again`: that there is a second pass, over a row of n entries.
-  explicit KeptStats(bool again = false, int64_t n = 0) : by_chunk_(again && n <= kKeptMost<T>) {}
+  explicit KeptStats(int64_t n = 0) : by_chunk_(n <= kKeptMost<T>) {}  // of n entries
 
   // Returns whether m rose; kept may be null.
   bool read(int64_t first, const T* x, int n, T* kept) {

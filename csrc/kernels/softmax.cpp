@@ -18,7 +18,7 @@ struct Softmax {
   const RowCall& call;
 
   explicit Softmax(const RowCall& c) : call(c) {}
-  State begin(int64_t) const { return State(true, call.n); }
+  State begin(int64_t) const { return State(call.n); }
   bool emits() const { return true; }
 
   void reduce(State& s, int64_t first, const T* const* x, int n, T* kept) const {

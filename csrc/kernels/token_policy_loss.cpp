@@ -33,7 +33,7 @@ struct TokenPolicy {
 
   State begin(int64_t row) const {
     State s;
-    s.stats = KeptStats<T, What>(emits(), call.n);
+    s.stats = KeptStats<T, What>(call.n);
     s.id = call.ids[row];
     return s;
   }

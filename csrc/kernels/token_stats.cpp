@@ -82,7 +82,8 @@ struct TokenStats {
     const bool blank_row = call.masked && stats.empty();
     const T chosen = static_cast<T>(s.chosen / static_cast<T>(call.temperature));
     const double log_prob = (double(chosen) - double(stats.m)) - stats.log_sum();
-    put<T>(call.log_prob, row, is_masked(call, row, call.ids[row]) ? -double(INFINITY) : log_prob);
+    const bool never = blank_row || is_masked(call, row, call.ids[row]);
+    put<T>(call.log_prob, row, never ? -double(INFINITY) : log_prob);
     put<T>(call.lse, row, stats.lse());
     if constexpr (What::entropy) put<T>(call.entropy, row, blank_row ? 0 : stats.entropy());
     if constexpr (What::squares) put<T>(call.sum_p2, row, blank_row ? 0 : stats.sum_p2());

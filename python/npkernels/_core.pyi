@@ -227,6 +227,16 @@ def perturb_step(
     want_nans: bool,
     out: _Array | None,
 ) -> tuple[_Array, int]: ...
+def step_quick(
+    x: object,
+    center: object,
+    grad: object,
+    length: object,
+    radius: object,
+    bounds: object,
+    targeted: object,
+    out: object,
+) -> _Array | None: ...
 def momentum(
     velocity: _Array, grad: _Array, decay: float, mask: _Array | None, out: _Array | None
 ) -> _Array: ...

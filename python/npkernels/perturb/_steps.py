@@ -80,6 +80,10 @@ def sign_step(
     >>> npkernels.perturb.sign_step(x, g, 0.25, bounds=(0, 1))
     array([[0.75, 0.5 , 1.  ]])
     """
+    if mask is None and not return_nan_count:
+        quick = _core.step_quick(x, None, grad, eps, None, bounds, targeted, out)
+        if quick is not None:
+            return quick
     x = floating("sign_step", "x", x)
     g = gradient("sign_step", "grad", grad, x)
     return _step("sign_step", x, None, g, eps, 0.0, 0, bounds, targeted, mask, return_nan_count, out)
@@ -245,6 +249,10 @@ def pgd_step(
     array([[0.6 , 0.25]])
     """
     name = "pgd_step"
+    if norm == "inf" and mask is None and momentum is None and not return_nan_count:
+        quick = _core.step_quick(x, center, grad, step, eps, bounds, targeted, out)
+        if quick is not None:
+            return quick
     x = floating(name, "x", x)
     c, g = gradient(name, "center", center, x), gradient(name, "grad", grad, x)
     code = norm_code(name, norm)
