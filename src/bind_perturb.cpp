@@ -143,7 +143,7 @@ bool plain_number(const py::handle& object, double* value) {
   return true;
 }
 
-// The ordinary small call by the norm inf: steepest_step, or pgd_step if there is a center. For arrays and
+// The ordinary small call by the norm inf: steepest_step, or pgd_step if there is a radius. For arrays and
 // values that need no look from Python, else None.
 py::object step_quick(const py::object& x, const py::object& center, const py::object& grad,
                       const py::object& length, const py::object& radius, const py::object& bounds,
@@ -159,9 +159,9 @@ py::object step_quick(const py::object& x, const py::object& center, const py::o
   };
   Amount along, around;
   npkernels::StepOptions options;
-  const bool projects = !center.is_none();
-  if (like.ndim() < 2 || !same(grad) || (projects && !same(center)) || !plain_number(length, &along.value) ||
-      !(along.value >= 0 && std::isfinite(along.value)) ||
+  const bool projects = !radius.is_none();
+  if (like.ndim() < 2 || !same(grad) || (projects ? !same(center) : !center.is_none()) ||
+      !plain_number(length, &along.value) || !(along.value >= 0 && std::isfinite(along.value)) ||
       (projects && !(plain_number(radius, &around.value) && around.value >= 0)) ||
       !PyBool_Check(targeted.ptr()))
     return py::none();

@@ -218,3 +218,20 @@ def test_groups_by_id_are_those_of_the_same_samples_side_by_side(sizes, dtype):
         order = rng.permutation(len(ids))
         mixed = nk.group_advantages(rewards[order], ids[order], preset=preset)
         assert_allclose(mixed.advantages, whole.advantages[order], rtol=1e-5, atol=1e-12)
+
+
+def test_groups_without_any_sample():
+    state = nk._core.group_stats(np.empty(0), np.empty(0, np.int64), 3)
+    assert_array_equal(state, [[0, 0, 0, INF, -INF]] * 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 2000])
+def test_an_infinite_logit_spoils_its_own_gradient_only(place, dtype):
+    logits = np.zeros((1, 1, 2500), dtype)
+    logits[0, 0, place] = INF
+    given = (np.array([[1]]), np.full((1, 1), -1, dtype), np.array([[1.0]], dtype))
+    got = nk.token_policy_loss(logits, *given).dlogits[0, 0]
+    want = reference.token_policy_loss(logits, *given).dlogits[0, 0]
+    assert_array_equal(np.isnan(got), np.isnan(want))
+    assert_array_equal(got[~np.isnan(got)], want[~np.isnan(want)])

@@ -357,6 +357,10 @@ def test_what_the_short_way_cannot_do_is_refused_as_before():
         perturb.sign_step(both[:2], x, 1.0, out=both[1:])
     with pytest.raises((TypeError, ValueError), match="grad"):
         perturb.sign_step(x, x.astype(np.float64), 1.0)
+    with pytest.raises(TypeError, match="center"):
+        perturb.pgd_step(x, None, x, 1.0, 0.5)
+    with pytest.raises(TypeError, match="eps"):
+        perturb.pgd_step(x, x, x, 1.0, None)
 
 
 def test_empty_arrays():

@@ -18,7 +18,11 @@ struct GroupCall {
 
   int64_t begin(int64_t g) const { return first ? first[g] : g * groups.size; }
   int64_t length(int64_t g) const { return begin(g + 1) - begin(g); }
-  int64_t usual() const { return first ? (groups.samples + groups.n - 1) / groups.n : groups.size; }
+  // The usual length of a group, at least 1.
+  int64_t usual() const {
+    const int64_t size = first ? (groups.samples + groups.n - 1) / groups.n : groups.size;
+    return size > 0 ? size : 1;
+  }
 };
 
 // The tokens of sequence s are begin(s) .. begin(s + 1) - 1.

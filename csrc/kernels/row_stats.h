@@ -192,7 +192,7 @@ struct KeptStats : RowStats<T, What> {
       const int64_t chunk = (first + i) / kChunk;
       count = static_cast<int>(smaller<int64_t>(n - i, (chunk + 1) * kChunk - first - i));
       const T top = top_[chunk];
-      emit_piece(x + i, kept ? kept + i : nullptr, y + i, count, top,
+      emit_piece(kept ? nullptr : x + i, kept ? kept + i : nullptr, y + i, count, top,
                  top == this->m ? 1 : ::exp(double(top) - double(this->m)));
     }
   }

@@ -70,7 +70,8 @@ struct TokenPolicy {
     if constexpr (What::entropy) sums[kEntropy] = s.stats.entropy();
     g *= call.weights[row] / call.temperature;
     s.g = T(g);
-    s.stats.scale = -g / s.stats.sum();
+    const bool infinite = s.stats.lse() == double(INFINITY);  // then exp(x - m) is 0, or NaN, already
+    s.stats.scale = infinite ? -g : -g / s.stats.sum();
   }
 
   void emit(const State& s, int64_t first, const T* const* x, const T* kept, T* const* dx, int n) const {
