@@ -20,9 +20,9 @@ namespace npkernels::NPK_ISA {
 namespace {
 
 using D = Vec<double>;
-constexpr int kPiece = 256;             // samples converted at a time
-constexpr int64_t kTaskSamples = 8192;  // of consecutive groups
-constexpr int64_t kFew = 512;           // samples of the groups that go through the passes together
+constexpr int kPiece = 256;              // samples converted at a time
+constexpr int64_t kTaskSamples = 16384;  // less is not worth waking a thread
+constexpr int64_t kFew = 512;            // samples of the groups that go through the passes together
 constexpr int kStats = 5, kTransform = 3;
 enum { kCount, kMean, kSpread, kLow, kHigh };  // columns of stats; kSpread is m2, then the standard deviation
 enum { kFactor, kShift, kMultiplier };         // columns of transform
