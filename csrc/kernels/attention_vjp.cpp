@@ -190,7 +190,7 @@ class BackBlock {
     const T factor =
         block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped_ ? s_.slope : nullptr);
     if (call_.drop_below) block.draw(group, first, n, s_.room);
-    const Vec<T> zero = splat(T(0)), never = splat(T(-INFINITY));
+    const Vec<T> zero = splat(T(0)), highest = splat(NormalRange<T>::highest), never = splat(T(-INFINITY));
     Vec<T> lse[N], delta[N];
     for (int i = 0; i < N; ++i) {
       lse[i] = load(s_.lse + group.lane + i * kLanes<T>);
@@ -201,7 +201,7 @@ class BackBlock {
       Vec<T> weight[N];
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i)
-        weight[i] = min_of(zero, fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - lse[i]));
+        weight[i] = min_of(highest, fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - lse[i]));
       exp_weight<T>(weight);
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {

@@ -150,18 +150,18 @@ def _best(s: Array) -> Array:
 
 def _max_at_k(s: Array, k: int) -> Array:
     """For rewards in rising order. Sample i is the largest of C(i, k-1) subsets; beside it, j > i is of C(j-1, k-2)."""
-    n = len(s)
-    i = np.arange(1.0, n)
-    own, beside = np.full(n, k / n), np.zeros(n)  # those numbers over C(n, k)
+    n, wide = len(s), np.longdouble  # the sums cancel to the last digits
+    i = np.arange(1, n, dtype=wide)
+    own, beside = np.full(n, wide(k) / n), np.zeros(n, wide)  # those numbers over C(n, k)
     own[:-1] *= _products(np.maximum(0, i - k + 1) / i)
     if k > 1:
-        beside[1:] = k * (k - 1) / (n * (n - 1))
+        beside[1:] = wide(k * (k - 1)) / (n * (n - 1))
         beside[1:-1] *= _products(np.maximum(0, i[1:] - k + 1) / i[:-1])
     d = s - s[0]  # a constant added to all rewards changes nothing
     later = np.cumsum((d * beside)[::-1])[::-1]
     a = d * own + np.append(later[1:], 0)
     a = a[np.searchsorted(s, s)]  # equal rewards share one number
-    result: Array = a - a.mean()
+    result: Array = (a - a.mean()).astype(np.float64)
     return result
 
 
