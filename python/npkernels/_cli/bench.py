@@ -123,12 +123,12 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         names = peers.choose(options.against)
     except ValueError as error:
         parser.error(f"argument --against: {error}")
-    if options.html and importlib.util.find_spec("matplotlib") is None:
-        parser.error("argument --html: the plots need matplotlib (pip install 'npkernels[plot]')")
     for name in ("html", "json"):  # before the minutes that the measurements take
         folder = Path(getattr(options, name) or ".").parent
         if not folder.is_dir():
             parser.error(f"argument --{name}: there is no folder {str(folder)!r}")
+    if options.html and importlib.util.find_spec("matplotlib") is None:
+        parser.error("argument --html: the plots need matplotlib (pip install 'npkernels[plot]')")
     chosen = [
         w
         for w in workloads()
