@@ -56,7 +56,8 @@ def anisotropy(report: Anisotropy, *, ax: Any = None, title: str | None = None) 
             f"plot.anisotropy: report is a {type(report).__name__}; expected what lipschitz.anisotropy returned"
         )
     if ax is None:
-        ax = _pyplot().subplots(figsize=(6.4, 3.2), layout="constrained")[1]
+        pyplot = party("npkernels.plot", "matplotlib.pyplot", "3.8", "npkernels[plot]")
+        ax = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")[1]
     rng = np.random.default_rng(0)
     for row, (kind, slopes) in enumerate(report.slopes.items()):
         shown = slopes[(slopes > 0) & np.isfinite(slopes)]
@@ -83,7 +84,3 @@ def _label(kind: str, slopes: Array) -> str:
     missing = [f"{n} of 0" for n in [int((slopes == 0).sum())] if n]
     missing += [f"{n} not finite" for n in [int((~np.isfinite(slopes)).sum())] if n]
     return f"{kind} ({', '.join(missing)})" if missing else kind
-
-
-def _pyplot() -> Any:
-    return party("npkernels.plot", "matplotlib.pyplot", "3.8", "npkernels[plot]")

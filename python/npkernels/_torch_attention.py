@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-try:
-    import torch
-except ImportError as error:
-    raise ImportError(
-        "npkernels: PyTorch is not installed; expected torch>=2.4 (pip install 'npkernels[transformers]')"
-    ) from error
-
 import numpy as np
+import torch
 
 import npkernels.torch as nt
 from npkernels import _torch_memory

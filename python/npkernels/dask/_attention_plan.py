@@ -15,18 +15,6 @@ from npkernels._attention_options import check_shapes, options
 from npkernels.dask._graph import DaskArray, Key, array, da, known, starts, whole
 
 AXES = ("batch", "heads", "queries", "keys")
-OPTIONS = (
-    "mask",
-    "bias",
-    "causal",
-    "window",
-    "softcap",
-    "scale",
-    "alibi_slopes",
-    "sinks",
-    "q_offset",
-    "kv_lengths",
-)
 
 
 @dataclass(frozen=True)
