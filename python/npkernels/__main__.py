@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="time every kernel beside NumPy and the peers that are installed",
         allow_abbrev=False,
     )
-    bench.add_argument("--quick", action="store_true", help="the shorter workloads, less than a minute")
+    bench.add_argument("--quick", action="store_true", help="the shorter workloads, a minute or two")
     bench.add_argument("--family", choices=FAMILIES, help="only the kernels of this family")
     bench.add_argument(
         "--against",
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--html", metavar="FILE", help="write a page of tables and plots (needs matplotlib)")
     bench.add_argument("--json", metavar="FILE", help="write the figures for machines")
     bench.add_argument("--threads", type=int, help="for npkernels and, as far as they can be told, the peers")
-    bench.add_argument("--only", default="", help=argparse.SUPPRESS)  # workloads whose name holds this
+    bench.add_argument("--only", default="", help="only workloads whose name holds this text")
 
     options = parser.parse_args(arguments)
     if options.command == "info":
