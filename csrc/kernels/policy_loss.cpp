@@ -23,6 +23,9 @@ constexpr int kPiece = 512;  // tokens between two additions in double
 // Tokens whose terms are added first; of double a register, since there is no wider type to join them in.
 template <class T>
 constexpr int kGroup = sizeof(T) == sizeof(double) ? kLanes<double> : 64;
+constexpr int kTogether = 2;  // registers that go through the terms of a KL estimate together
+template <class T>
+constexpr int kAtOnce = kTogether * kLanes<T>;
 constexpr int64_t kTaskTokens = 8192;  // tokens per task, in whole sequences
 
 template <class T, template <class> class Surrogate>
@@ -91,6 +94,7 @@ class Policy {
     for (int64_t first = 0; first < q.length; first += kPiece) {
       LaneSum<T> ratio, between;
       const int64_t end = smaller(q.length, first + kPiece);
+      if (dropped(q, first, end)) continue;
       for (int64_t t = first; t < end; t += kLanes<T>) {
         const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
         const V zero = splat(T(0)), old = load_upto(q.old + t, end - t, T(0));
@@ -110,36 +114,52 @@ class Policy {
     q.c = T(q.exact_c);
   }
 
+  // Whether no token of a piece is kept, as where sequences are padded.
+  static bool dropped(const Sequence& q, int64_t first, int64_t end) {
+    if (!q.mask) return false;
+    uint8_t some = 0;
+    for (int64_t t = first; t < end; ++t) some |= q.mask[t];
+    return !some;
+  }
+
   V advantage(const Sequence& q, Mask<T> there, int64_t t, int64_t end) const {
     return select(there, q.A ? load_upto(q.A + t, end - t, T(0)) : splat(q.one_A), splat(T(0)));
   }
 
   // Exponentials of a piece. They wait for nothing but their own chain of products, so each kind has a loop
-  // of its own, short enough that the processor works on several registers at a time.
+  // of its own, over several registers at a time.
   struct Piece {
     alignas(64) T d[kPiece], rho[kPiece], kl[kPiece], kl_slope[kPiece];
   };
 
-  void prepare(const Sequence& q, int64_t first, int64_t end, Piece& piece) const {
+  // a - b of the kept tokens first .. end-1, 0 for the others and up to a whole step.
+  void gaps(const Sequence& q, const T* a, const T* b, int64_t first, int64_t end, T* gap) const {
     const V zero = splat(T(0));
-    for (int64_t t = first; t < end; t += kLanes<T>) {
+    const int64_t last = first + (end - first + kAtOnce<T> - 1) / kAtOnce<T> * kAtOnce<T>;
+    for (int64_t t = first; t < last; t += kLanes<T>, gap += kLanes<T>) {
       const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
-      const V gap = load_upto(q.logp + t, end - t, T(0)) - load_upto(q.old + t, end - t, T(0));
-      store(piece.d + (t - first), select(there, gap, zero));
+      store(gap, select(there, load_upto(a + t, end - t, T(0)) - load_upto(b + t, end - t, T(0)), zero));
     }
+  }
+
+  void prepare(const Sequence& q, int64_t first, int64_t end, Piece& piece) const {
     const int n = static_cast<int>(end - first);
-    transform_chunk(piece.d, piece.rho, n, [&](auto& v) {
-      if (!o_.sequence_level) return exp_any<T>(v);
-      for (V& vi : v) vi = splat(q.rho);
-    });
+    gaps(q, q.logp, q.old, first, end, piece.d);
+    if (o_.sequence_level)
+      fill_chunk(piece.rho, n, q.rho);
+    else
+      transform_chunk(piece.d, piece.rho, n, [](auto& v) { exp_any<T>(v); });
     if (!q.ref) return;
-    for (int64_t t = first; t < end; t += kLanes<T>) {
-      const Mask<T> there = kept_lanes<T>(q.mask ? q.mask + t : nullptr, end - t);
-      const V gap = load_upto(q.ref + t, end - t, T(0)) - load_upto(q.logp + t, end - t, T(0));
-      const KlTerms<T> kl = kl_terms<T>(k_, select(there, gap, zero));  // 0 for 0
-      store(piece.kl + (t - first), kl.value);
-      store(piece.kl_slope + (t - first), kl.slope);
-    }
+    gaps(q, q.ref, q.logp, first, end, piece.kl);
+    with_kl(k_.kl, [&](auto kind) {
+      for (int i = 0; i < n; i += kAtOnce<T>) {
+        V x[kTogether], slope[kTogether];
+        for (int u = 0; u < kTogether; ++u) x[u] = load(piece.kl + i + u * kLanes<T>);
+        kl_terms<decltype(kind)::value>(k_, x, slope);  // 0 for 0
+        for (int u = 0; u < kTogether; ++u) store(piece.kl + i + u * kLanes<T>, x[u]);
+        for (int u = 0; u < kTogether; ++u) store(piece.kl_slope + i + u * kLanes<T>, slope[u]);
+      }
+    });
   }
 
   // Pass 2. Terms are added a few registers, then a piece, then a sequence at a time, the last in double.
@@ -149,6 +169,10 @@ class Policy {
     for (int64_t first = 0; first < q.length; first += kPiece) {
       LaneSum<T> piece[kSums];
       const int64_t end = smaller(q.length, first + kPiece);
+      if (dropped(q, first, end)) {
+        if (q.grad) fill_chunk(q.grad + first, static_cast<int>(end - first), T(0));
+        continue;
+      }
       prepare(q, first, end, terms);
       for (int64_t t = first; t < end; t += kGroup<T>) {
         V part[kSums];

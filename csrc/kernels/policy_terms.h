@@ -155,30 +155,54 @@ inline auto with_surrogate(const PolicyOptions& o, F f) {
   return bounded(o) ? f(Which<BoundedClipTerms>{}) : f(Which<ClipTerms>{});
 }
 
-// The estimate of the KL divergence and its slope with respect to logp, for x = ref - logp (Schulman 2020).
-template <class T>
-struct KlTerms {
-  Vec<T> value, slope;
+// The estimate of the KL divergence, in place of x = ref - logp, and its slope with respect to logp (Schulman
+// 2020).
+template <Kl kKind, class T, int U>
+NPK_INLINE void kl_terms(const PolicyConstants<T>& k, Vec<T> (&x)[U], Vec<T> (&slope)[U]) {
+  const Vec<T> zero = splat(T(0)), inner = splat(k.kl_inner), outer = splat(k.kl_outer);
+  Vec<T> value[U];  // slope: with respect to y, x held within the bounds
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) value[u] = within(x[u], -k.kl_inner, k.kl_inner);
+  if constexpr (kKind == Kl::k3 || kKind == Kl::k3_plus) {
+    exp_terms<T>(value, slope);
+  } else {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) {
+      slope[u] = kKind == Kl::k1 ? splat(T(-1)) : value[u];
+      value[u] = kKind == Kl::k1 ? zero - value[u] : value[u] * value[u] * splat(T(0.5));
+    }
+  }
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) {
+    if constexpr (kKind == Kl::k3_plus) {
+      slope[u] = zero - x[u];  // the gradient of k2, straight through
+    } else {
+      const Mask<T> outside = greater(max_of(x[u], zero - x[u]), inner),
+                    large = greater(max_of(value[u], zero - value[u]), outer);
+      slope[u] = zero - select(outside, zero, select(large, zero, slope[u]));
+    }
+    x[u] = within(value[u], -k.kl_outer, k.kl_outer);
+  }
+}
+
+// Calls f(Kind) with the estimate that is asked for.
+template <Kl kKind>
+struct KlKind {
+  static constexpr Kl value = kKind;
 };
 
-template <class T>
-inline KlTerms<T> kl_terms(const PolicyConstants<T>& k, Vec<T> x) {
-  const Vec<T> zero = splat(T(0)), y = within(x, -k.kl_inner, k.kl_inner);
-  Vec<T> value = zero - y, slope = splat(T(-1));  // k1; slope with respect to y
-  if (k.kl == Kl::k2) {
-    value = y * y * splat(T(0.5));
-    slope = y;
-  } else if (k.kl != Kl::k1) {
-    const ExpTerms<T> e = exp_terms<T>(y);
-    value = e.rest;
-    slope = e.expm1;
+template <class F>
+inline void with_kl(Kl kind, F f) {
+  switch (kind) {
+    case Kl::k1:
+      return f(KlKind<Kl::k1>{});
+    case Kl::k2:
+      return f(KlKind<Kl::k2>{});
+    case Kl::k3:
+      return f(KlKind<Kl::k3>{});
+    case Kl::k3_plus:
+      return f(KlKind<Kl::k3_plus>{});
   }
-  const Vec<T> held = within(value, -k.kl_outer, k.kl_outer);
-  if (k.kl == Kl::k3_plus) return {held, zero - x};  // the gradient of k2, straight through
-  const Vec<T> size = max_of(x, zero - x), large = max_of(value, zero - value);
-  slope =
-      select(greater(size, splat(k.kl_inner)), zero, select(greater(large, splat(k.kl_outer)), zero, slope));
-  return {held, zero - slope};
 }
 
 // exp(gap), cut at `cap` or dropped beyond it.

@@ -63,9 +63,10 @@ struct TokenPolicy {
     sums[kImportance] = c;
     sums[kSlope] = logp;
     if (call.ref_logp) {
-      const KlTerms<double> kl = kl_terms<double>(k, splat(at(call.ref_logp) - logp));
-      sums[kKl] = kl.value[0];
-      g += call.options.beta != 0 ? call.options.beta * kl.slope[0] : 0;
+      Vec<double> kl[] = {splat(at(call.ref_logp) - logp)}, slope[1];
+      with_kl(k.kl, [&](auto kind) { kl_terms<decltype(kind)::value>(k, kl, slope); });
+      sums[kKl] = kl[0][0];
+      g += call.options.beta != 0 ? call.options.beta * slope[0][0] : 0;
     }
     if constexpr (What::entropy) sums[kEntropy] = s.stats.entropy();
     g *= call.weights[row] / call.temperature;
