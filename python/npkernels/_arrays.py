@@ -20,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _FLOAT32, _FLOAT64, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)
+_INT64 = np.dtype(np.int64)
 
 
 _PLAIN = frozenset({ndarray, bool, int, float, str, type(None)})  # what needs no conversion
@@ -220,6 +221,8 @@ def boolean(function: str, name: str, x: Any) -> Array:
 
 def integers(function: str, name: str, x: Any) -> Array:
     """Return x as a contiguous array of int64."""
+    if type(x) is ndarray and x.dtype is _INT64 and x.flags.c_contiguous and x.flags.aligned:
+        return x
     array = plain(function, name, x)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected integers")
@@ -280,6 +283,11 @@ def check_out(
         )
     if any(x is not None and np.shares_memory(out, x) for x in inputs):
         raise ValueError(f"{function}: out overlaps an input; pass separate memory")
+
+
+def same_view(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same memory, read the same way."""
+    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
 
 
 def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -57,15 +57,21 @@ def check_like(function: str, name: str, x: Array, like_name: str, like: Array) 
 
 
 def output_like(q: Array, v: Array) -> Array:
-    """Return something with the shape and dtype of the output, without memory of its own."""
-    return np.broadcast_to(q.dtype.type(0), (*q.shape[:-1], v.shape[-1]))
+    """Return something with the shape and dtype of the output, and the memory of one number."""
+    shape = (*q.shape[:-1], v.shape[-1])
+    like: Array = np.ndarray(shape, q.dtype, bytes(q.itemsize), strides=(0,) * len(shape))
+    return like
 
 
 def new_like(x: Array) -> Array:
     """Return memory for x's shape and dtype: the last axis contiguous, the others in the order of x's strides."""
+    like: Array
+    if x.flags.c_contiguous:
+        like = np.empty(x.shape, x.dtype)
+        return like
     order = sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis]))
     memory = np.empty([*(x.shape[axis] for axis in order), x.shape[-1]], x.dtype)
-    like: Array = memory.transpose([*np.argsort(order), x.ndim - 1])
+    like = memory.transpose([*np.argsort(order), x.ndim - 1])
     return like
 
 
@@ -128,7 +134,8 @@ def options(
         causal = bool(causal)
     lengths = None
     if kv_lengths is not None:
-        lengths = _lengths(function, kv_lengths, entries, int(np.max(keys, initial=0)))
+        most = keys if isinstance(keys, int) else int(np.max(keys, initial=0))
+        lengths = _lengths(function, kv_lengths, entries, most)
         keys = lengths
     left, right = _window(function, window)
     seed = _dropout(function, dropout_p, dropout_seed)
@@ -177,8 +184,8 @@ def _lengths(function: str, kv_lengths: Any, entries: int, keys: int) -> Array:
     array = integers(function, "kv_lengths", kv_lengths)
     if array.shape != (entries,):
         shape_error(function, "kv_lengths", array.shape, f"one length per entry of the batch, ({entries},)")
-    if array.size and (array.min() < 0 or array.max() > keys):
-        wrong = int(array[(array < 0) | (array > keys)][0])
+    wrong = next((n for n in array.tolist() if not 0 <= n <= keys), None)
+    if wrong is not None:
         raise ValueError(f"{function}: kv_lengths holds {wrong}; expected lengths from 0 to {keys}")
     return array
 
@@ -269,5 +276,5 @@ def _offset(
     if offset.shape not in ((), (entries,)):
         shape_error(function, "q_offset", offset.shape, f"an integer or one per batch, ({entries},)")
     # i + offset must not overflow
-    values = np.broadcast_to(offset, (entries,)).tolist()
+    values = offset.tolist() if offset.ndim else [offset.item()] * entries
     return np.array([min(max(value, -_FARTHEST), _FARTHEST) for value in values], dtype=np.int64)

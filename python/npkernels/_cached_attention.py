@@ -81,9 +81,9 @@ def check_rows(
     function: str, lengths: Array, capacity: int, table: Array | None, shape: tuple[int, ...]
 ) -> None:
     """Raise unless every sequence fits and has a page for each of its tokens; `shape` is that of k."""
-    if lengths.size and (lengths.min() < 0 or lengths.max() > capacity):
-        b = int(np.flatnonzero((lengths < 0) | (lengths > capacity))[0])
-        raise ValueError(f"{function}: lengths[{b}] is {lengths[b]}; expected 0 to the capacity, {capacity}")
+    for b, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= capacity:
+            raise ValueError(f"{function}: lengths[{b}] is {length}; expected 0 to the capacity, {capacity}")
     if table is None:
         return
     pages, _, size, _ = shape

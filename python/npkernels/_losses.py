@@ -19,6 +19,7 @@ from npkernels._arrays import (
     integers,
     kernel,
     number,
+    same_view,
     shape_error,
 )
 
@@ -141,7 +142,7 @@ def nll_loss(
         raise ValueError(f"{function}: out takes the gradient; pass return_grad=True with it")
     axis, ids, w, total = _classes(function, x, targets, axis, weight, ignore_index)
     check_out(function, out, x.shape, x.dtype, [ids, w])
-    if out is not None and not _same_view(out, x):
+    if out is not None and not same_view(out, x):
         check_out(function, out, x.shape, x.dtype, [x])
     at = np.expand_dims(np.maximum(ids, 0), axis)
     row_weight = (
@@ -198,10 +199,6 @@ def _classes(
         if w.shape != (classes,):
             shape_error(function, "weight", w.shape, f"one weight per class, ({classes},)")
         return axis, ids, w, float(w[ids[~ignored]].sum(dtype=np.float64))
-
-
-def _same_view(a: Array, b: Array) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
 
 
 def _reduce(losses: Array, reduction: str, total: float, dtype: np.dtype[Any]) -> Array:

@@ -11,6 +11,8 @@ from npkernels._grpo_types import PolicyMetrics
 from npkernels._policy_options import Options
 from npkernels._sequences import Layout
 
+_ORDINARY = 1e30  # in the range of every compute dtype
+
 
 class Tokens:
     """Takes arrays of one entry per token in the compute dtype, contiguous."""
@@ -39,7 +41,7 @@ class Tokens:
 
 def weights_of(layout: Layout, there: Array, o: Options) -> tuple[Array, Array]:
     """Kept tokens of each sequence, and the weight of each of them."""
-    ends = layout.boundaries()
+    ends = layout.boundaries
     total = np.append(0, np.cumsum(there.reshape(-1)))
     counts = total[ends[1:]] - total[ends[:-1]]
     N, S = max(int(counts.sum()), 1), max(int((counts > 0).sum()), 1)
@@ -59,9 +61,9 @@ def corrections_of(old: Array, sampler: Array, there: Array, layout: Layout, o: 
         gap = np.where(there, old.astype(np.float64) - sampler, 0).reshape(-1)
         if o.of_sequence:
             sums = [
-                gap[a:b].sum() for a, b in zip(layout.boundaries()[:-1], layout.boundaries()[1:], strict=True)
+                gap[a:b].sum() for a, b in zip(layout.boundaries[:-1], layout.boundaries[1:], strict=True)
             ]
-            gap = np.repeat(np.array(sums), layout.lengths())
+            gap = np.repeat(np.array(sums), layout.lengths)
         ratio = np.exp(gap)
         most = o.importance_cap
         c = np.minimum(ratio, most) if o.truncates else np.where(ratio > most, 0, ratio)
@@ -87,5 +89,7 @@ def metrics_of(totals: Any, dtype: np.dtype[Any], ref: bool, sampler: bool, entr
 
 def rounded(x: float, dtype: np.dtype[Any]) -> Any:
     """A number as a scalar of the dtype; inf beyond its range."""
+    if abs(x) < _ORDINARY:  # without the context, which takes longer than the rest
+        return dtype.type(x)
     with np.errstate(over="ignore"):
         return dtype.type(x)

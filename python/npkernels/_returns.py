@@ -223,6 +223,8 @@ def _layout(function: str, r: Array, cu_seqlens: Any) -> Layout:
 
 def _each(function: str, name: str, x: Any, layout: Layout, r: Array) -> Array:
     """One number per sequence, float64, contiguous."""
+    if x is None or type(x) is float:
+        return np.full(layout.count, x or 0.0)
     array = floating(function, name, 0.0 if x is None else x).astype(np.float64)
     shape = r.shape[:-1] if layout.ends is None else (layout.count,)
     try:

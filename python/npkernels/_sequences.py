@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +23,21 @@ class Layout:
     length: int
     ends: Array | None
 
+    @functools.cached_property
     def boundaries(self) -> Array:
         """Where sequences begin and end, (count + 1,)."""
         return np.arange(self.count + 1) * self.length if self.ends is None else self.ends
 
+    @functools.cached_property
     def lengths(self) -> Array:
         """Tokens of each sequence."""
-        return np.diff(self.boundaries())
+        return np.diff(self.boundaries)
 
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return int(self.lengths().max(initial=0))
+        if self.ends is None:
+            return self.length if self.count else 0
+        return int(self.lengths.max(initial=0))
 
     def per_sequence(self, x: Array) -> bool:
         """Whether x has an entry per sequence; where both fit, it has."""

@@ -18,6 +18,7 @@ from npkernels._arrays import (
     integers,
     kernel,
     number,
+    same_view,
     shape_error,
 )
 from npkernels._grpo_types import PolicyLoss
@@ -131,7 +132,7 @@ def token_policy_loss(
     if out is not None:
         if not return_grad:
             raise ValueError(f"{function}: out takes the gradient; leave it out with return_grad=False")
-        whole = out is x or (isinstance(out, np.ndarray) and _same_view(out, x))
+        whole = out is x or (isinstance(out, np.ndarray) and same_view(out, x))
         check_out(
             function, out, x.shape, x.dtype, [index, old, A, kept, ref, sampler, *([] if whole else [x])]
         )
@@ -141,7 +142,7 @@ def token_policy_loss(
         )
     counts, weights = weights_of(layout, there, o)
     c = None if sampler is None else corrections_of(old, sampler, there, layout, o)
-    A = A if A.shape == layout.shape and not layout.per_sequence(A) else np.repeat(A, layout.lengths())
+    A = A if A.shape == layout.shape and not layout.per_sequence(A) else np.repeat(A, layout.lengths)
     sums, grad = _core.token_policy_loss(
         x,
         index,
@@ -149,7 +150,7 @@ def token_policy_loss(
         np.ascontiguousarray(A.reshape(layout.shape)),
         ref,
         c,
-        np.repeat(weights, layout.lengths()).reshape(layout.shape),
+        np.repeat(weights, layout.lengths).reshape(layout.shape),
         t,
         bool(entropy),
         o.numbers(),
@@ -159,7 +160,7 @@ def token_policy_loss(
     with np.errstate(all="ignore"):
         _, kl_sum, ratio, gap, low, high, corrections, h, _ = sums.sum(axis=0)
         by_token = sums[:, 0] + (o.beta * sums[:, 1] if o.beta else 0.0)
-        total = (np.repeat(weights, layout.lengths()) * by_token).sum()
+        total = (np.repeat(weights, layout.lengths) * by_token).sum()
     parts = (int(counts.sum()), int((counts > 0).sum()), ratio, low, high, -gap, kl_sum, corrections, h)
     metrics = metrics_of(parts, dtype, ref is not None, sampler is not None, bool(entropy))
     return PolicyLoss(loss=rounded(total, dtype), metrics=metrics, dlogits=grad)
@@ -218,7 +219,3 @@ def _normalisers(x: Array, ids: Array, there: Array, lp: Array, t: float, dtype:
     if lost.any():
         lse[lost] = logsumexp(x[lost], temperature=t)
     return lse
-
-
-def _same_view(a: Array, b: Array) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
