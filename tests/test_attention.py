@@ -216,3 +216,22 @@ def test_the_bias_of_an_empty_batch_in_c():
         out, q, q, q, out, lse, bias=np.zeros((1, 1, 3, 3), np.float32), want_dbias=True
     )
     np.testing.assert_array_equal(grads.dbias, np.zeros((1, 1, 3, 3)))
+
+
+@pytest.mark.parametrize("isa", npkernels.available_isas())
+@pytest.mark.parametrize("sink", [np.inf, np.nan])
+@pytest.mark.parametrize(("queries", "keys"), [(3, 5), (1, 5), (1, 3000)])
+def test_a_sink_that_is_no_number_spoils_the_rows_that_see_a_key(isa, sink, queries, keys):
+    rng = np.random.default_rng(4)
+    q, k, v = (rng.standard_normal((1, 2, n, 8), np.float32) for n in (queries, keys, keys))
+    mask = np.ones((1, 2, queries, keys), bool)
+    mask[0, 0, -1] = False
+    options = {"sinks": np.array([sink, 0.5], np.float32), "mask": mask}
+    with npkernels.use_isa(isa), np.errstate(all="ignore"):
+        got = npkernels.attention(q, k, v, **options, return_lse=True)
+        got += npkernels.attention_jvp(q, k, v, q, k, v, **options)
+        want = reference.attention(q, k, v, **options, return_lse=True)
+        want += reference.attention_jvp(q, k, v, q, k, v, **options)
+    for name, x, y in zip(("out", "lse", "out", "dout"), got, want, strict=True):
+        np.testing.assert_allclose(x, y.astype(np.float32), rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (got[0][0, 0, -1] == 0).all()

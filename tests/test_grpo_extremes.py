@@ -235,3 +235,15 @@ def test_an_infinite_logit_spoils_its_own_gradient_only(place, dtype):
     want = reference.token_policy_loss(logits, *given).dlogits[0, 0]
     assert_array_equal(np.isnan(got), np.isnan(want))
     assert_array_equal(got[~np.isnan(got)], want[~np.isnan(want)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_slope_beyond_all_numbers_is_infinite_at_the_token(dtype):
+    largest = np.finfo(dtype).max
+    logits, ids = np.array([[[0.0, 1.0, -INF]]], dtype), np.array([[1]])
+    given = (logits, ids, np.array([[-60.0]], dtype), np.array([-largest], dtype))
+    with np.errstate(over="ignore"):
+        want = reference.token_policy_loss(*given).dlogits.astype(dtype)
+    got = nk.token_policy_loss(*given).dlogits
+    assert_array_equal(got[..., :2], want[..., :2])
+    assert_array_equal(got[0, 0, :2], [-INF, INF])

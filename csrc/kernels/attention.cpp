@@ -398,7 +398,9 @@ class Forward {
         const double top = before > sink ? before : sink;
         const double both =
             isinf(top) || top != top ? top : top + ::log(::exp(before - top) + ::exp(sink - top));
-        const T share = sink == -double(INFINITY) ? T(1) : static_cast<T>(::exp(before - both));
+        const bool alone = before == -double(INFINITY) || sink == -double(INFINITY);
+        // Beside a sink of +inf the share is exp(-inf) / NaN.
+        const T share = alone ? T(1) : static_cast<T>(both == double(INFINITY) ? NAN : ::exp(before - both));
         for (int64_t d = 0; d < call_.value_dim; ++d)
           scratch_.o[few_ ? r * o_pitch_ + d : d * kBlock<T> + r] *= share;
         scratch_.m[r] = static_cast<T>(before == before ? both : before);

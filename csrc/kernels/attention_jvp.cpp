@@ -225,6 +225,11 @@ class ForwardMode {
     for (int r = 0; r < block_.rows; ++r) {
       const T sink = static_cast<const T*>(call_.sinks)[block_.head[r]], before = s_.m[r];
       if (sink == T(-INFINITY) || before != before) continue;
+      if (before == T(-INFINITY)) {  // without a key there is nothing to share
+        s_.m[r] = sink;
+        s_.l[r] = 1;
+        continue;
+      }
       const T top = sink > before || sink != sink ? sink : before;
       const T shrink = before == top ? T(1) : static_cast<T>(::exp(double(before) - double(top)));
       s_.m[r] = top;

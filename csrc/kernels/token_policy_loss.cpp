@@ -17,7 +17,7 @@ struct TokenPolicy {
   struct State {
     KeptStats<T, What> stats;
     T chosen = 0;
-    T g = 0;
+    T g = 0, rest = 0;  // 1 - p of the chosen one
     int64_t id = -1;
   };
   static constexpr int inputs = 1, outputs = 1;
@@ -71,6 +71,7 @@ struct TokenPolicy {
     if constexpr (What::entropy) sums[kEntropy] = s.stats.entropy();
     g *= call.weights[row] / call.temperature;
     s.g = T(g);
+    s.rest = T(-::expm1(logp));
     const bool infinite = s.stats.lse() == double(INFINITY);  // then exp(x - m) is 0, or NaN, already
     s.stats.scale = infinite ? -g : -g / s.stats.sum();
   }
@@ -78,7 +79,9 @@ struct TokenPolicy {
   void emit(const State& s, int64_t first, const T* const* x, const T* kept, T* const* dx, int n) const {
     if (s.id < 0) return fill_chunk(dx[0], n, T(0));
     s.stats.emit(first, x[0], kept, dx[0], n);
-    if (s.id >= first && s.id < first + n) dx[0][s.id - first] += s.g;
+    if (s.id < first || s.id >= first + n) return;
+    T& chosen = dx[0][s.id - first];
+    chosen = isinf(s.g) ? s.g * s.rest : chosen + s.g;  // not inf - inf
   }
 };
 
