@@ -247,3 +247,22 @@ def test_a_slope_beyond_all_numbers_is_infinite_at_the_token(dtype):
     got = nk.token_policy_loss(*given).dlogits
     assert_array_equal(got[..., :2], want[..., :2])
     assert_array_equal(got[0, 0, :2], [-INF, INF])
+
+
+@pytest.mark.parametrize("groups", [1, 3000, 70_000])
+def test_many_samples_are_numbered_as_they_appear(groups):
+    """Enough of them for every thread to take a part."""
+    rng = np.random.default_rng(groups)
+    ids = rng.integers(-(2**62), 2**62, groups)[rng.integers(0, groups, 70_000)]
+    rewards = rng.integers(0, 2, len(ids)).astype(float)
+    keys, places, want = np.unique(ids, return_index=True, return_inverse=True)
+    order = np.argsort(places)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    for threads in (1, 2, 3):
+        with nk.num_threads(threads):
+            got = nk.group_advantages(rewards, ids, baseline="mean", scale="none")
+        assert_array_equal(got.keys, keys[order])
+        assert_array_equal(got.group_index, rank[want])
+        mean = np.bincount(want, rewards) / np.bincount(want)
+        assert_allclose(got.advantages, rewards - mean[want], rtol=1e-12, atol=1e-15)
