@@ -39,7 +39,8 @@ constexpr int64_t kTaskEntries = 32768;               // entries per parallel ta
 constexpr int kPitch =
     kChunk + 16;            // from row to row of a tile; not a power of two, which would collide in L1
 constexpr int kStep = 256;  // entries written at a time
-constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache
+constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the cache,
+constexpr int64_t kStreamRow = 4 << 10;    // if their rows have this size: shorter ones are written together
 // While a row of up to this size is written, the next is fetched; a longer one would drive this out of the
 // cache.
 constexpr int64_t kFetchedBytes = 64 << 10;
@@ -223,7 +224,7 @@ class RowDriver {
     for (int i = 0; i < Kernel::outputs; ++i) {
       contiguous_ = contiguous_ && call.out[i].inner == int64_t(sizeof(S));
       const bool in_place = call.out[i].data == call.in[0].data;
-      stream_ = stream_ || (!in_place && large_);
+      stream_ = stream_ || (!in_place && large_ && call.n * int64_t(sizeof(S)) >= kStreamRow);
     }
     if (call.n <= 1) contiguous_ = true;
     for (int i = 0; i < Kernel::outputs; ++i)
