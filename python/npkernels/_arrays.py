@@ -301,8 +301,8 @@ def _check_entries(function: str, out: Any) -> None:
     for array in out if isinstance(out, tuple | list) else (out,):
         if isinstance(array, ndarray) and not entries_apart(array):
             raise ValueError(
-                f"{function}: out has strides {array.strides} for shape {array.shape}, so its entries may share memory; "
-                "pass an ordinary array"
+                f"{function}: out has strides {array.strides} for shape {array.shape}, so its entries may share "
+                "memory; pass an ordinary array"
             )
 
 
@@ -311,7 +311,9 @@ def entries_apart(x: Array) -> bool:
     if x.flags.forc or not x.size:
         return True
     axes = list(zip(x.strides, x.shape, strict=True))
-    return _nested(reversed(axes), x.itemsize) or _nested(sorted((abs(step), n) for step, n in axes), x.itemsize)
+    return _nested(reversed(axes), x.itemsize) or _nested(
+        sorted((abs(step), n) for step, n in axes), x.itemsize
+    )
 
 
 def _nested(axes: Iterable[tuple[int, int]], reach: int) -> bool:

@@ -120,8 +120,8 @@ def attention_jacobian_norm(
         if layer is None:
             return parts(d)
         maps = seen(name, "into", layer[0], foreign)(d)
-        if not isinstance(maps, Sequence) or len(maps) != 3:
-            came = f"{len(maps)} arrays" if isinstance(maps, Sequence) else f"a {type(maps).__name__}"
+        if not hasattr(maps, "__len__") or len(maps) != 3:
+            came = f"{len(maps)} arrays" if hasattr(maps, "__len__") else f"a {type(maps).__name__}"
             raise ValueError(f"{name}: into gave {came}; expected a tuple of dq, dk and dv")
         return {letter: values(name, "what into gave", m) for letter, m in zip("qkv", maps, strict=True)}
 

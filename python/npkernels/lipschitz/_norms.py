@@ -66,7 +66,7 @@ def operator_norm(w: ArrayLike, p: Any = 2, q: Any = 2, *, rng: np.random.Genera
     if not np.isfinite(top):
         return same_kind(Bound(top, "upper"), w)
     scale = 1.0
-    if 0 < top and not 1e-100 < top < 1e100:  # squares stay in range
+    if top > 0 and not 1e-100 < top < 1e100:  # squares stay in range
         scale = float(np.ldexp(1.0, int(np.clip(-np.frexp(top)[1], -1000, 1000))))
     b = _scaled(a * scale, source, target, generator(name, rng))
     with np.errstate(over="ignore"):
