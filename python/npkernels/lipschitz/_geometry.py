@@ -237,7 +237,7 @@ def anisotropy(
     norm : "inf", 2 or 1
         By which the adversarial step is steepest and has the length radius. With "inf" the random directions are signs.
         Tangent and normal directions get the Euclidean length of the adversarial one, or that of a step of radius where
-        the gradient is 0.
+        the gradient is 0. Where there are none (a basis of all directions has no normal) their slopes are 0.
     rng : numpy.random.Generator or int
         Of the directions.
 

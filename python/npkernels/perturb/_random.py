@@ -87,7 +87,8 @@ def random_start(
 ) -> Array:
     """A point of the ball around each sample, uniformly in the entries that may move.
 
-    Of a uniform point of a ball by the norm 1 or 2 any entries, taken together, have a uniform direction, too. Their length is not: that of a ball of k dimensions is ``U^(1/k)``.
+    Of a uniform point of a ball by the norm 1 or 2, any k entries have together a direction that is uniform, too. Their
+    length is not: in a ball of k dimensions it is ``U^(1/k)``.
     """
     code = norm_code(name, norm)
     if mask is None:
