@@ -8,6 +8,7 @@ import pytest
 import kernel_calls
 import npkernels
 from kernel_calls import NAMES, assert_same_bits, flat, make
+from npkernels._arrays import entries_apart
 
 
 class Labelled(np.ndarray):
@@ -132,6 +133,41 @@ def test_an_unaligned_out_is_refused(name, n):
     with pytest.raises(ValueError, match=f"^{name}: out is not aligned"):
         call(out=out)
     assert all((array == 1).all() for array in leaves(out))
+
+
+def one_further(shape, dtype):
+    """An array in which every step along an axis, whichever, is one entry: most are in several places."""
+    step = dtype.itemsize if sum(n > 1 for n in shape) > 1 else 0
+    return np.lib.stride_tricks.as_strided(np.ones(sum(shape), dtype), shape, (step,) * len(shape))
+
+
+@pytest.mark.parametrize("name", WITH_OUT)
+def test_an_out_whose_entries_share_memory_is_refused(name):
+    call = make(name, 45, "float32")
+    out = call.new_out(one_further)
+    with pytest.raises(ValueError, match=f"^{name}: out has strides .* share memory"):
+        call(out=out)
+    assert all((array == 1).all() for array in leaves(out))
+
+
+def test_entries_of_views_by_indexing_are_apart():
+    x = np.zeros((4, 5, 6, 7))
+    fields = np.zeros((3, 4), [("a", "i4"), ("b", "f8", (2, 3))])
+    for view in (
+        x.transpose(2, 0, 3, 1)[::-2, ::3, 1::2],
+        np.diagonal(x),
+        np.diagonal(x, axis1=0, axis2=3),
+        np.diagonal(x[:, :, :3], axis1=1, axis2=2)[::-1],
+        np.swapaxes(x, 0, 3)[:, None, 1:2],
+        fields["b"].T,
+        x.astype(complex).imag[:, ::2],
+        np.broadcast_to(x[:1, :1], (1, 1, 6, 7)),
+        np.broadcast_to(x[:0, :1], (0, 5, 6, 7)),
+    ):
+        assert entries_apart(view)
+    for strides in ((0, 8), (8, 8), (8, 16), (-8, 16), (24, 8)):
+        assert not entries_apart(np.lib.stride_tricks.as_strided(x[3, 3], (4, 4), strides))
+    assert entries_apart(np.lib.stride_tricks.as_strided(x, (4, 4), (32, 8)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -200,3 +200,47 @@ def test_apgd_has_one_radius_for_each_sample():
         ValueError, match=r"apgd: eps has shape \(3, 6\); expected one number or one for each"
     ):
         perturb.apgd(x, both(y), eps=np.ones((3, 6)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("norm", [2, 1])
+def test_random_starts_are_uniform_in_the_entries_that_may_move(norm, dtype):
+    B, d, dims = 4000, 16, np.arange(4000) % 4  # how many entries of a sample may move
+    rng = np.random.default_rng(0)
+    x, eps = rng.random((B, d)).astype(dtype), np.linspace(0.1, 0.5, B)
+    mask = rng.permuted(np.arange(d) < dims[:, None], axis=1)
+    starts = []
+
+    def grad_fn(z):
+        starts.append(z)
+        return np.zeros_like(z)
+
+    perturb.pgd(x, grad_fn, eps=eps, steps=1, norm=norm, mask=mask, random_start=True, rng=0)
+    moved = starts[0].astype(np.float64) - x
+    assert np.array_equal(moved != 0, mask)
+    length = np.linalg.norm(moved, norm, axis=1) / eps
+    for k in (1, 2, 3):  # a share r^k of the ball's volume is within r of its radius
+        volume = np.sort(length[dims == k] ** k)
+        assert np.abs(volume - (np.arange(B // 4) + 0.5) / (B // 4)).max() < 1.95 / np.sqrt(B // 4)
+        each = moved[dims == k][mask[dims == k]].reshape(-1, k) / eps[dims == k, None]
+        assert (np.abs(each.mean(axis=0)) < 4 * each.std(axis=0) / np.sqrt(len(each))).all()
+
+
+def test_random_starts_with_a_mask_keep_to_the_bounds():
+    x = np.random.default_rng(0).random((50, 3, 4), dtype=np.float32)
+    lows = np.zeros((3, 1))
+    for norm in ("inf", 2, 1):
+        result = perturb.pgd(
+            x,
+            lambda z: 0 * z,
+            eps=0.5,
+            steps=1,
+            norm=norm,
+            bounds=(lows, 1),
+            mask=np.eye(3, 4, dtype=bool),
+            random_start=True,
+            rng=np.random.default_rng(1),
+        )
+        assert (result.x >= 0).all()
+        assert (result.x <= 1).all()
+        assert np.array_equal(result.x != x, np.broadcast_to(np.eye(3, 4, dtype=bool), x.shape))

@@ -261,9 +261,12 @@ def test_refusals(name):
     refuses(TypeError, "grad_fn", f=3)
     refuses(TypeError, "success", success=3)
     refuses(TypeError, "mask", mask=np.ones(6))
+    for targeted in (3, "no", None, np.ones(20, bool)):
+        refuses(TypeError, "targeted", targeted=targeted)
     refuses(ValueError, r"grad_fn gave shape \(19, 6\); expected \(20, 6\)", f=lambda z: gradient(z, y)[1:])
     refuses(ValueError, "grad_fn", f=lambda z: (losses(z, y)[1:], gradient(z, y)))
-    refuses(TypeError, "grad_fn", f=lambda z: "no")
+    refuses(TypeError, "what grad_fn gave has dtype object", f=lambda z: None)
+    refuses(TypeError, "what grad_fn gave has dtype complex128", f=lambda z: 1j * z)
     refuses(ValueError, "success", success=lambda z: np.ones(3, bool))
     refuses(ValueError, "success", success=lambda z: np.ones(20))
     refuses(ValueError, "x has shape", clean=x[0], f=lambda z: z, norm=2)

@@ -177,6 +177,7 @@ ATTENTION = [
     ({"q": np.zeros((1, 1, 4, 6, 8))}, ValueError, "q"),
     ({"k": Q[0]}, ValueError, "k"),
     ({"k": Q.astype(np.float64)}, TypeError, "k"),
+    ({"q": Q.astype(int)}, TypeError, "q has float64; expected the same dtype .integers count"),
     ({"k": Q[..., :7]}, ValueError, "k has head size"),
     (
         {"k": Q[:, :3], "v": Q[:, :3]},
@@ -186,7 +187,8 @@ ATTENTION = [
     ({"v": Q[:, :2]}, ValueError, "v has 2 heads"),
     ({"v": Q[:, :, :5]}, ValueError, "v has 5 keys"),
     ({"v": np.zeros((2, 4, 6, 8), np.float32)}, ValueError, "v has batch size 2"),
-    ({"mask": np.zeros((6, 6), np.float32)}, TypeError, "mask"),
+    ({"mask": np.zeros((6, 6), np.float32)}, TypeError, "mask has dtype float32; expected bool"),
+    ({"mask": np.zeros((6, 6), np.float32)}, TypeError, "passed as bias"),
     ({"mask": np.zeros((6, 5), bool)}, ValueError, "mask"),
     ({"bias": np.zeros((6, 6), bool)}, TypeError, "bias"),
     ({"bias": np.zeros((6, 6), np.float64)}, TypeError, "bias"),

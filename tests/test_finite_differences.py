@@ -166,6 +166,37 @@ def test_arrays_of_another_kind():
     assert_array_equal(losses.a, loss(x, y))
 
 
+@pytest.mark.parametrize("directions", [None, 3])
+def test_losses_that_write_into_what_they_are_given(directions):
+    x, labels, memory = samples(5, 4), samples(5, seed=1), np.zeros(99)
+
+    def f(points, y):  # gives the same memory every time
+        memory[: len(points)] = loss(points, y)
+        points[...] = y[...] = 9
+        return memory[: len(points)]
+
+    before = x.copy(), labels.copy()
+    options = {"directions": directions, "max_bytes": 70}  # two points at once
+    losses, g = make(f, args=(labels,), **options)(x)
+    want_losses, want = make(loss, args=(labels,), **options)(x)
+    assert_array_equal(losses, want_losses)
+    assert_array_equal(g, want)
+    assert_array_equal(x, before[0])
+    assert_array_equal(labels, before[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"directions": 2}, {"directions": 2, "kind": "sphere"}])
+def test_nothing_to_move_and_nothing_finite(options):
+    losses, g = make(lambda points: np.zeros(len(points)), **options)(np.zeros((2, 0)))
+    assert losses.shape == (2,)
+    assert g.shape == (2, 0)
+    for x, f in (
+        (0.0, lambda points: np.full(len(points), np.inf)),
+        (np.inf, lambda points: points.sum(axis=1)),
+    ):
+        assert np.isnan(make(f, **options)(np.full((2, 3), x))[1]).all()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "text"),
     [
@@ -174,6 +205,7 @@ def test_arrays_of_another_kind():
         ({"args": (3,)}, ValueError, r"args\[0\] is a single number"),
         ({"step": 0}, ValueError, "step is 0; expected a finite number > 0"),
         ({"step": np.nan}, ValueError, "step is nan"),
+        ({"kind": np.array(["sign", "cube"])}, ValueError, "kind is array"),
         ({"kind": "cube"}, ValueError, "kind is 'cube'; expected one of 'sign', 'sphere'"),
         ({"directions": 0}, ValueError, "directions is 0; expected an integer >= 1"),
         ({"directions": True}, ValueError, "directions is True"),
@@ -194,5 +226,8 @@ def test_what_does_not_fit_the_samples():
         make(lambda points: points)(x)
     with pytest.raises(ValueError, match="bounds are not in order"):
         make(loss, bounds=(1, 0))(x)
+    for wrong in (lambda points: loss(points) * 1j, lambda points: ["1"] * len(points)):
+        with pytest.raises(TypeError, match=r"what f gave has dtype .*; expected real numbers"):
+            make(wrong)(x)
     with pytest.raises(ZeroDivisionError):
         make(lambda points: 1 / 0)(x)

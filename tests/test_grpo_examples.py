@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from grpo.learn import LENGTH, SYMBOLS, Recipe, accuracy, answer, main, questions, rewards, train
 from grpo.tiny import Tiny
+from test_smollm2_model import small_model
 
 SMALL = Recipe(steps=3, prompts=4, group=4, width=16, heads=2, layers=2)
 
@@ -83,3 +84,53 @@ def test_rules_of_the_round():
     assert scores("That is 5", question) == [1, 0, 1]
     assert scores("Answer: 6", question) == [0, 1, 1]
     assert scores("пять", question) == [0, 0, 0]
+
+
+class Letters:
+    """A tokenizer whose tokens are numbers in words."""
+
+    end = 0
+
+    def chat(self, text):
+        return [1 + len(text) % 40, 2, 3]
+
+    def encode(self, text):
+        return [1 + ord(c) % 40 for c in text[:4]]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+def test_a_round_on_a_small_model(capsys):
+    pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+    from grpo import round as grpo_round
+
+    model = small_model()
+    reader = grpo_round.Reader(model, Letters(), 6)
+    cache = model.new_cache(9)
+    model([4, 5, 6], cache)
+    one, other = grpo_round.fork(model, cache), grpo_round.fork(model, cache)
+    assert_array_equal(model([7], one), model([7], cache))
+    model([8], other)
+    assert one.length == other.length == cache.length == 4
+    assert_array_equal(model([9], one), model([9], cache))  # the other's token is in neither
+
+    greedy = reader.greedy("a")
+    total, best = reader.beams("a", beam_width=1, num_return_sequences=1)[0]
+    assert best[: len(greedy)] == greedy
+    wide = reader.beams("a", beam_width=3, num_return_sequences=2)
+    assert len(wide) == 2
+    assert wide[0][0] >= wide[1][0]
+    assert total < 0
+    for ids, logps in reader.group("a", 2, seed=0):
+        assert len(ids) == len(logps) <= 6
+    asked = grpo_round.arithmetic(2, 0)
+    figures = grpo_round.one_round(reader, asked, 3, seed=0)
+    assert np.shape(figures["rewards"]) == (6, 3)
+    assert figures["ratio"] == pytest.approx(1, abs=1e-4)
+    grpo_round.side_by_side(reader, asked[0], 0)
+    direct, behind = grpo_round.thought(reader, asked)
+    assert (direct < 0).all()
+    assert (behind < 0).all()
+    assert "beam" in capsys.readouterr().out

@@ -71,8 +71,17 @@ def test_shapes_and_dtypes_agree(name, key):
 
 @pytest.mark.parametrize("name", having("norm"))
 def test_norms(name):
-    for norm in (0, 3, "1", "L2", "l1", None, True, -INF, NAN, [2], "linf", 1.5):
+    for norm in (0, 3, "1", "L2", "l1", None, True, -INF, NAN, [2], "linf", 1.5, np.array([1, 2])):
         refuses(ValueError, name, "norm", norm=norm)
+
+
+@pytest.mark.parametrize("name", having("targeted"))
+def test_targeted(name):
+    for bad in (1, "yes", None, np.array([True] * 5)):
+        refuses(TypeError, name, "targeted", targeted=bad)
+    args = arguments(name)
+    plain, numpy = (getattr(perturb, name)(**args, targeted=flag) for flag in (True, np.True_))
+    assert np.array_equal(plain, numpy)
 
 
 @pytest.mark.parametrize("name", having("eps") + having("step"))
@@ -148,7 +157,8 @@ def test_momentum_and_decay():
     name = "pgd_step"
     read_only = np.zeros((5, 19), np.float32)
     read_only.flags.writeable = False
-    for bad in (np.zeros((5, 18), np.float32), np.zeros((5, 19)), read_only):
+    slid = np.lib.stride_tricks.as_strided(np.zeros(24, np.float32), (5, 19), (4, 4))
+    for bad in (np.zeros((5, 18), np.float32), np.zeros((5, 19)), read_only, slid):
         refuses(ValueError, name, "momentum", momentum=bad)
     refuses(TypeError, name, "momentum", momentum=[[0.0]])
     x = arguments(name)["x"]

@@ -23,8 +23,7 @@ CONFIG = Config(
 V = 50
 
 
-@pytest.fixture
-def model():
+def small_model():
     rng, c = np.random.default_rng(0), CONFIG
 
     def matrix(*shape):
@@ -46,6 +45,11 @@ def model():
     )
     embedding = matrix(V, c.width) * 5
     return Llama(Weights(c, embedding, layers, norm(), embedding))
+
+
+@pytest.fixture
+def model():
+    return small_model()
 
 
 def formulas(weights, tokens):

@@ -65,9 +65,9 @@ def scores(text: str, question: Question) -> list[float]:
 
 def fork(model: Llama, cache: Cache) -> Cache:
     """Return a copy of a cache."""
-    copy = model.new_cache(cache.capacity)
-    copy.length = cache.length
-    copy.keys_and_values[:, :, :, : cache.length] = cache.keys_and_values[:, :, :, : cache.length]
+    copy, length = model.new_cache(cache.capacity), cache.length
+    for old, new in zip(cache.layers, copy.layers, strict=True):
+        new.append(old.k[:, :, :length], old.v[:, :, :length])
     return copy
 
 

@@ -33,6 +33,10 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         plain = type(args[0]) is ndarray if args else all(type(value) in _PLAIN for value in kwargs.values())
         if plain and not _checked.users:
+            if "out" in kwargs:
+                out: Any = kwargs["out"]
+                if out is not None and not (type(out) is ndarray and entries_apart(out)):
+                    _check_entries(_public(function), out)
             return function(*args, **kwargs)
         return _general(function, args, kwargs)
 
@@ -42,12 +46,18 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 def _general(function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
     foreign = next((a for a in _leaves((*args, *kwargs.values())) if _is_foreign(a)), None)
     out = kwargs.get("out")
-    name = function.__name__
+    name = _public(function)
     new_args = tuple(_to_numpy(name, a) for a in args)
     new_kwargs = {key: _to_numpy(name, value) for key, value in kwargs.items()}
+    _check_entries(name, new_kwargs.get("out"))
     result: Any = (_checked.compare if _checked.enabled() else _call)(function, new_args, new_kwargs)
     kind: R = result if foreign is None else _to_kind(result, foreign, out)
     return kind
+
+
+def _public(function: Callable[..., Any]) -> str:
+    """The name by which a user calls it."""
+    return "KVCache.attend" if function.__name__ == "cached_attention" else function.__name__
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -211,6 +221,14 @@ def plain(function: str, name: str, x: Any) -> Array:
     return array
 
 
+def real(function: str, name: str, x: Any) -> Array:
+    """Return x, of whatever kind, as an array of real numbers: what became complex or lost its numbers is an error."""
+    array = plain(function, name, x)
+    if array.dtype.kind not in "fiub" and not is_bfloat16(array.dtype):
+        raise TypeError(f"{function}: {name} has dtype {array.dtype}; expected real numbers")
+    return array
+
+
 def boolean(function: str, name: str, x: Any) -> Array:
     """Return x as an array of booleans."""
     array = plain(function, name, x)
@@ -277,10 +295,6 @@ def check_out(
         raise ValueError(f"{function}: out is read-only; pass a writeable array")
     if not out.flags.aligned:
         raise ValueError(f"{function}: out is not aligned to its dtype; pass an ordinary array")
-    if out.size and any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
-        raise ValueError(
-            f"{function}: out is a broadcast view whose entries share memory; pass an ordinary array"
-        )
     if any(x is not None and np.shares_memory(out, x) for x in inputs):
         raise ValueError(f"{function}: out overlaps an input; pass separate memory")
 
@@ -288,6 +302,35 @@ def check_out(
 def same_view(a: Array, b: Array) -> bool:
     """Whether two arrays are the same memory, read the same way."""
     return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
+
+
+def _check_entries(function: str, out: Any) -> None:
+    """Raise if entries of `out`, an array or several, share memory: it could not hold a result."""
+    for array in out if isinstance(out, tuple | list) else (out,):
+        if isinstance(array, ndarray) and not entries_apart(array):
+            raise ValueError(
+                f"{function}: out has strides {array.strides} for shape {array.shape}, so its entries may share "
+                "memory; pass an ordinary array"
+            )
+
+
+def entries_apart(x: Array) -> bool:
+    """Whether every step along an axis goes past all that the shorter steps reach: true of every view by indexing."""
+    if x.flags.forc or not x.size:
+        return True
+    axes = list(zip(x.strides, x.shape, strict=True))
+    return _nested(reversed(axes), x.itemsize) or _nested(
+        sorted((abs(step), n) for step, n in axes), x.itemsize
+    )
+
+
+def _nested(axes: Iterable[tuple[int, int]], reach: int) -> bool:
+    for step, n in axes:
+        if n > 1:
+            if step < reach:
+                return False
+            reach += step * (n - 1)
+    return True
 
 
 def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:

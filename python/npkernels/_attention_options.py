@@ -9,7 +9,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, boolean, compute_dtype, floating, integers, number, plain, shape_error
+from npkernels._arrays import (
+    Array,
+    boolean,
+    compute_dtype,
+    floating,
+    integers,
+    is_bfloat16,
+    number,
+    plain,
+    shape_error,
+)
 
 Causal = bool | Literal["top_left", "bottom_right"]
 # mask, bias, alibi_slopes, sinks, causal, left, right, softcap, scale, offset, kv_lengths, dropout_p, dropout_seed
@@ -82,8 +92,9 @@ def check_shapes(function: str, q: Array, k: Array, v: Array | None) -> None:
         if x.ndim != q.ndim:
             shape_error(function, name, x.shape, f"{q.ndim} axes as q, which has shape {q.shape}")
         if x.dtype != q.dtype:
+            mixed = " (integers count as float64)" if np.float64 in (x.dtype, q.dtype) else ""
             raise TypeError(
-                f"{function}: {name} has dtype {x.dtype}, q has {q.dtype}; expected the same dtype"
+                f"{function}: {name} has dtype {x.dtype}, q has {q.dtype}; expected the same dtype{mixed}"
             )
         if q.ndim == 4 and x.shape[0] != q.shape[0]:
             raise ValueError(
@@ -140,7 +151,7 @@ def options(
     left, right = _window(function, window)
     seed = _dropout(function, dropout_p, dropout_seed)
     return (
-        None if mask is None else boolean(function, "mask", mask),
+        None if mask is None else _mask(function, mask),
         None if bias is None else _bias(function, bias, q),
         None if alibi_slopes is None else _slopes(function, alibi_slopes, entries, q_heads, dtype),
         None if sinks is None else _per_head(function, "sinks", sinks, (q_heads,), dtype),
@@ -154,6 +165,16 @@ def options(
         0.0 if seed is None else float(dropout_p),
         0 if seed is None else seed,
     )
+
+
+def _mask(function: str, mask: Any) -> Array:
+    array = plain(function, "mask", mask)
+    if array.dtype.kind == "f" or is_bfloat16(array.dtype):
+        raise TypeError(
+            f"{function}: mask has dtype {array.dtype}; expected bool (True = may attend); "
+            "numbers that are added to the scores are passed as bias"
+        )
+    return boolean(function, "mask", array)
 
 
 def _bias(function: str, bias: Any, q: Array) -> Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,10 @@ def _chosen_heads(function: str, weights: Any, heads: Any) -> tuple[Array, list[
     if 0 in w.shape:
         shape_error(function, "weights", w.shape, "at least one head, query and key")
     count = w.shape[0]
-    numbers = list(range(count)) if heads is None else [int(h) for h in heads]
+    try:
+        numbers = list(range(count)) if heads is None else [operator.index(h) for h in heads]
+    except TypeError:
+        raise TypeError(f"{function}: heads is {heads!r}; expected a sequence of integers") from None
     if not numbers or not all(-count <= h < count for h in numbers):
         raise ValueError(f"{function}: heads is {heads!r}; expected numbers from 0 to {count - 1}")
     return w[numbers].astype(np.float64), [h % count for h in numbers]
@@ -116,8 +120,10 @@ def _labels(function: str, tokens: Any, keys: Any, count: int, key_count: int) -
         first = max(last, 0)
         return [str(first + i) for i in range(count)], [str(j) for j in range(key_count)]
     for name, given in (("tokens", tokens), ("keys", keys)):
-        if isinstance(given, str):
-            raise TypeError(f"{function}: {name} is a str; expected a sequence of str, one for each token")
+        if isinstance(given, str) or not (given is None or isinstance(given, Iterable)):
+            raise TypeError(
+                f"{function}: {name} is a {type(given).__name__}; expected a sequence of str, one for each token"
+            )
     if keys is None:
         text = [_shown(t) for t in tokens]
         if len(text) != key_count or last < 0:

@@ -14,6 +14,7 @@ from npkernels._attention_grads import attention_jvp, attention_vjp
 from npkernels.lipschitz._bound import Bound
 from npkernels.lipschitz._callables import seen, values
 from npkernels.lipschitz._golub_kahan import golub_kahan
+from npkernels.lipschitz._spectral import shape_of
 
 ArrayLike = npt.ArrayLike
 Layer = tuple[Callable[[Any], Sequence[Any]], Callable[[Any, Any, Any], Any]]
@@ -118,9 +119,10 @@ def attention_jacobian_norm(
     def tangents(d: Array) -> dict[str, Array]:
         if layer is None:
             return parts(d)
-        maps = seen(layer[0], foreign)(d)
-        if len(maps) != 3:
-            raise ValueError(f"{name}: into gave {len(maps)} arrays; expected dq, dk and dv")
+        maps = seen(name, "into", layer[0], foreign)(d)
+        if not hasattr(maps, "__len__") or len(maps) != 3:
+            came = f"{len(maps)} arrays" if hasattr(maps, "__len__") else f"a {type(maps).__name__}"
+            raise ValueError(f"{name}: into gave {came}; expected a tuple of dq, dk and dv")
         return {letter: values(name, "what into gave", m) for letter, m in zip("qkv", maps, strict=True)}
 
     def ahead(d: Array) -> Array:
@@ -132,11 +134,12 @@ def attention_jacobian_norm(
         grads = attention_vjp(np.asarray(dout, o.dtype), q, k, v, o, lse, **options)
         found = {"q": grads.dq, "k": grads.dk, "v": grads.dv}
         if layer is not None:
-            return seen(layer[1], foreign)(found["q"], found["k"], found["v"])
+            return seen(name, "back", layer[1], foreign)(found["q"], found["k"], found["v"])
         return np.concatenate([np.asarray(found[letter], np.float64).reshape(-1) for letter in wrt])
 
-    start = (sum(sizes),) if shape is None else tuple(shape)
-    b = golub_kahan(name, ahead, back, start, tol, max_iter, rng)
+    start = (sum(sizes),) if shape is None else shape_of(name, shape)
+    # The derivatives are one another's transposes; where the softmax is saturated all that they give is rounding.
+    b = golub_kahan(name, ahead, back, start, tol, max_iter, rng, check=layer is not None)
     direction = b.direction
     if direction is not None and layer is None:
         direction = parts(direction)

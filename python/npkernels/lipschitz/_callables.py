@@ -7,21 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from npkernels._arrays import Array, _is_foreign, _to_kind, floating, plain
+from npkernels._arrays import Array, _is_foreign, _to_kind, floating, real
 
 Function = Callable[..., Any]
 
 
-def seen(f: Function, x: Any) -> Function:
+def seen(name: str, what: str, f: Any, x: Any) -> Function:
     """The function f of arrays of x's kind, as one of NumPy arrays."""
+    if not callable(f):
+        raise TypeError(f"{name}: {what} is {f!r}; expected a callable")
     if not _is_foreign(x):
-        return f
+        function: Function = f
+        return function
     return lambda *arrays: f(*(_to_kind(a, x) for a in arrays))
 
 
 def values(name: str, what: str, given: Any) -> Array:
     """What a callable gave, as a NumPy array."""
-    return plain(name, what, given.detach() if hasattr(given, "detach") else given)
+    return real(name, what, given.detach() if hasattr(given, "detach") else given)
 
 
 def values_of(name: str, f: Function, x: Array) -> Array:

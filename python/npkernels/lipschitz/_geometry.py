@@ -237,7 +237,7 @@ def anisotropy(
     norm : "inf", 2 or 1
         By which the adversarial step is steepest and has the length radius. With "inf" the random directions are signs.
         Tangent and normal directions get the Euclidean length of the adversarial one, or that of a step of radius where
-        the gradient is 0.
+        the gradient is 0. Where there are none (a basis of all directions has no normal) their slopes are 0.
     rng : numpy.random.Generator or int
         Of the directions.
 
@@ -264,7 +264,9 @@ def anisotropy(
     name = "anisotropy"
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "n", n)
-    f, grad_fn = seen(f, x), seen(grad_fn, x)
+    f, grad_fn = seen(name, "f", f, x), seen(name, "grad_fn", grad_fn, x)
+    if not len(points):
+        raise ValueError(f"{name}: x has shape {points.shape}; expected at least one sample")
     pools = _pools(name, neighbors, points)
     bases = [tangent_basis(p, pool, k=k, dim=dim) for p, pool in zip(points, pools, strict=True)]
     flat = [basis.reshape(len(basis), points[0].size) for basis in bases]
@@ -293,21 +295,27 @@ def anisotropy(
         signs = np.sign(d) * r.reshape(-1, *(1,) * (points.ndim - 1)) if code == 0 else _scaled(d, euclid)
         rows["random"].append(slopes(points + signs))
         parts = [_split(one_d, basis) for one_d, basis in zip(d, flat, strict=True)]
+        least = 1e-12 * distance(d, np.zeros(d.shape), 2)  # less is rounding: there are no such directions
         for kind, part in (("tangent", 0), ("normal", 1)):
-            rows[kind].append(slopes(points + _scaled(np.stack([p[part] for p in parts]), euclid)))
+            rows[kind].append(slopes(points + _scaled(np.stack([p[part] for p in parts]), euclid, least)))
     rows["adversarial"].append(slopes(worst))
     tangents = np.stack([_split(d, basis)[0] for d, basis in zip(delta, flat, strict=True)])
     share = (distance(tangents, np.zeros(tangents.shape), 2) / euclid) ** 2
     return Anisotropy({kind: np.stack(s) for kind, s in rows.items()}, r, share)
 
 
-def _scaled(d: Array, length: Array) -> Array:
+def _scaled(d: Array, length: Array, least: Any = 0.0) -> Array:
+    """Each sample's d at that length; 0 where it is no longer than `least`."""
     size = distance(d, np.zeros(d.shape), 2)
-    factor = np.divide(length, size, out=np.zeros_like(length), where=size > 0)
+    factor = np.divide(length, size, out=np.zeros_like(length), where=size > least)
     return np.asarray(d * factor.reshape(-1, *(1,) * (d.ndim - 1)))
 
 
 def _pools(name: str, neighbors: Any, x: Array) -> list[Array]:
+    if not isinstance(neighbors, list | tuple) and np.ndim(neighbors) == 0:
+        raise TypeError(
+            f"{name}: neighbors is {neighbors!r}; expected one array of points, or one for each sample"
+        )
     one_for_all = not isinstance(neighbors, list | tuple) and np.ndim(neighbors) == x.ndim
     given = [neighbors] if one_for_all else list(neighbors)
     if not one_for_all and len(given) != len(x):
@@ -362,5 +370,6 @@ def off_manifold(score: ArrayLike, delta: ArrayLike, kappa: float) -> Array:
         )
     if not isinstance(kappa, int | float | np.integer | np.floating) or np.isnan(kappa):
         raise TypeError(f"{name}: kappa is {kappa!r}; expected a number")
-    product = (s * d).reshape(len(s), int(np.prod(s.shape[1:])))
-    return same_kind(np.asarray(product.sum(axis=1) > kappa), score, delta)
+    with np.errstate(over="ignore", invalid="ignore"):  # a product may be infinite
+        product = (s * d).reshape(len(s), int(np.prod(s.shape[1:]))).sum(axis=1)
+    return same_kind(np.asarray(product > kappa), score, delta)

@@ -22,10 +22,14 @@ ArrayLike = npt.ArrayLike
 
 def slopes_of(name: str, f: Function, x: Array, moved: Array, at_x: Array, norm: int) -> Array:
     """``|f(moved) - f(x)|_2 / |moved - x|``, 0 where nothing moved."""
+    there = values_of(name, f, moved)
+    if there.shape != at_x.shape:
+        raise ValueError(
+            f"{name}: f gave {there.shape[1]} numbers for a sample, and before {at_x.shape[1]}; expected as many"
+        )
     with np.errstate(invalid="ignore", over="ignore"):  # where f is infinite
-        rise = distance(values_of(name, f, moved), at_x, 2)
-    run = distance(moved, x, norm)
-    return np.asarray(np.divide(rise, run, out=np.zeros_like(rise), where=run > 0))
+        rise, run = distance(there, at_x, 2), distance(moved, x, norm)
+    return np.asarray(np.divide(rise, run, out=np.zeros_like(rise), where=run != 0))  # a NaN stays one
 
 
 def samples_of(name: str, x: Any, radius: Any, norm: Any) -> tuple[Array, Array, int]:
@@ -98,9 +102,9 @@ def local_lipschitz(
     name = "local_lipschitz"
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "n", n)
-    f = seen(f, x)
+    f = seen(name, "f", f, x)
     random = generator(name, rng)
-    shares = np.asarray(quantiles, np.float64).reshape(-1)
+    shares = floating(name, "quantiles", quantiles).astype(np.float64).reshape(-1)
     if not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(f"{name}: quantiles is {quantiles!r}; expected numbers from 0 to 1")
     shape = points.shape[1:]
@@ -112,6 +116,8 @@ def local_lipschitz(
         given = floating(name, "directions", directions).astype(np.float64)
         if given.shape[1:] != shape or not len(given):
             raise ValueError(f"{name}: directions has shape {given.shape}; expected (n, *{shape})")
+        if not np.isfinite(given).all():
+            raise ValueError(f"{name}: directions holds NaN or inf; expected finite numbers")
         n = len(given)
     at_x = values_of(name, f, points)
     slopes, best = np.zeros((n, len(points))), np.zeros(points.shape)
@@ -178,13 +184,14 @@ def adversarial_lipschitz(
     a, b = (low if lows is None else lows), (high if highs is None else highs)
     if bounds is not None and not ((points >= a) & (points <= b)).all():
         raise ValueError(f"{name}: x lies outside the bounds; expected low <= x <= high")
-    f, grad_fn, random = seen(f, x), seen(grad_fn, x), generator(name, rng)
+    f, grad_fn = seen(name, "f", f, x), seen(name, "grad_fn", grad_fn, x)
+    random = generator(name, rng)
     at_x = values_of(name, f, points)
     value, best = np.zeros(len(points)), np.zeros(points.shape)
     now = points
     for k in range(steps + 1):
         g = in_dtype(gradient_of(name, grad_fn, now), points.dtype, code == 0)
-        still = (g == 0).reshape(len(g), -1).all(axis=1)
+        still = (g == 0).all(axis=tuple(range(1, g.ndim)))
         if still.any():
             noise = random.standard_normal(g.shape).astype(g.dtype)
             g = np.where(_column(still, points), noise, g)
@@ -251,7 +258,7 @@ def clever(
     points, r, code = samples_of(name, x, radius, norm)
     positive(name, "batches", batches)
     positive(name, "batch_size", batch_size)
-    grad_fn, random = seen(grad_fn, x), generator(name, rng)
+    grad_fn, random = seen(name, "grad_fn", grad_fn, x), generator(name, rng)
     dual = {0: 1, 1: 0, 2: 2}[code]
     maxima = np.zeros((batches, len(points)))
     for i in range(batches):

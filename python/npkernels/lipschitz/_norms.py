@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +63,10 @@ def operator_norm(w: ArrayLike, p: Any = 2, q: Any = 2, *, rng: np.random.Genera
     if source == target == 2:
         return spectral_norm(w)
     top = float(np.abs(a).max())
+    if not np.isfinite(top):
+        return same_kind(Bound(top, "upper"), w)
     scale = 1.0
-    if 0 < top < INF and not 1e-100 < top < 1e100:  # squares stay in range
+    if top > 0 and not 1e-100 < top < 1e100:  # squares stay in range
         scale = float(np.ldexp(1.0, int(np.clip(-np.frexp(top)[1], -1000, 1000))))
     b = _scaled(a * scale, source, target, generator(name, rng))
     with np.errstate(over="ignore"):
@@ -145,8 +149,22 @@ def product_bound(layers: Sequence[Any], *, norm: Any = 2) -> Bound:
         raise TypeError(f"{name}: layers is a {type(layers).__name__}; expected a sequence")
     factors = [_factor(name, i, layer, norm) for i, layer in enumerate(layers)]
     # a layer that is constant makes the network constant, whatever the others are
-    value = 0.0 if 0.0 in factors and not np.isnan(factors).any() else float(np.prod(factors))
+    value = 0.0 if 0.0 in factors and not np.isnan(factors).any() else _product(factors)
     return Bound(value, "upper", None, None, {"factors": factors})
+
+
+def _product(factors: list[float]) -> float:
+    """The product of numbers > 0, in any order: none between is lost, and what is below all numbers is the least."""
+    value, exponent = 1.0, 0
+    for factor in factors:
+        mantissa, power = math.frexp(factor)
+        value, shift = math.frexp(value * mantissa)
+        exponent += power + shift
+    if not 0 < value < INF:
+        return value
+    if exponent > sys.float_info.max_exp:
+        return INF
+    return max(math.ldexp(value, exponent), 5e-324)
 
 
 def _factor(name: str, i: int, layer: Any, norm: Any) -> float:

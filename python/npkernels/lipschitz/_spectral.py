@@ -79,7 +79,7 @@ def spectral_norm(
     if isinstance(a, tuple) and len(a) == 2 and callable(a[0]) and callable(a[1]):
         if shape is None:
             raise ValueError(f"{name}: shape is None; a pair of callables needs the shape of an input")
-        return golub_kahan(name, a[0], a[1], _shape(name, shape), tol, max_iter, rng)
+        return golub_kahan(name, a[0], a[1], shape_of(name, shape), tol, max_iter, rng)
     w = floating(name, "a", a).astype(np.float64)
     if w.ndim == 2:
         return same_kind(_of_matrix(w), a)
@@ -87,7 +87,7 @@ def spectral_norm(
         raise ValueError(
             f"{name}: a has shape {w.shape}; expected a matrix, (out, in, *kernel) or (jvp, vjp)"
         )
-    lengths = () if shape is None else _shape(name, shape)
+    lengths = () if shape is None else shape_of(name, shape)
     if len(lengths) != w.ndim - 2:
         raise ValueError(
             f"{name}: shape is {shape}; expected {w.ndim - 2} lengths for a kernel of shape {w.shape}"
@@ -96,7 +96,8 @@ def spectral_norm(
     return same_kind(golub_kahan(name, conv.forward, conv.adjoint, conv.input_shape, tol, max_iter, rng), a)
 
 
-def _shape(name: str, shape: Any) -> tuple[int, ...]:
+def shape_of(name: str, shape: Any) -> tuple[int, ...]:
+    """A shape of positive lengths."""
     lengths = shape if isinstance(shape, Sequence) else (shape,)
     if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in lengths):
         raise ValueError(f"{name}: shape is {shape!r}; expected positive integers")
@@ -104,8 +105,9 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
 
 
 def _of_matrix(w: Array) -> Bound:
-    if not w.size or not np.isfinite(w).all():
-        return Bound(0.0 if not w.size else np.nan, "upper")
+    top = float(np.abs(w).max(initial=0))
+    if not w.size or not np.isfinite(top):
+        return Bound(top, "upper")
     _, s, vt = np.linalg.svd(w, full_matrices=False)
     return Bound(float(s[0]), "upper", vt[0], 0.0)
 
@@ -189,9 +191,7 @@ def jacobian_norm(
     """
     name = "jacobian_norm"
     point = floating(name, "x", x)
-    if not (callable(jvp) and callable(vjp)):
-        raise TypeError(f"{name}: jvp or vjp is not callable; expected jvp(x, dx) and vjp(x, dy)")
-    jvp, vjp = seen(jvp, x), seen(vjp, x)
+    jvp, vjp = seen(name, "jvp", jvp, x), seen(name, "vjp", vjp, x)
     out_dtype = point.dtype
     rows: Array | None = None
     if subspace is not None:
@@ -208,7 +208,7 @@ def jacobian_norm(
         nonlocal out_dtype
         d = d if rows is None else (d @ rows).reshape(point.shape)
         y = values(name, "what jvp gave", jvp(point.copy(), d.astype(point.dtype)))
-        out_dtype = y.dtype
+        out_dtype = np.dtype(np.float64) if y.dtype.kind in "iub" else y.dtype  # dy may lie between integers
         return y
 
     def back(u: Array) -> Array:

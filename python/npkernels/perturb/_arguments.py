@@ -20,7 +20,7 @@ _NUMBERS = (float, int)
 
 def norm_code(function: str, norm: Any) -> int:
     """0 for the largest entry, else 1 or 2: as the compiled functions want it."""
-    if norm == "inf":
+    if isinstance(norm, str) and norm == "inf":
         return 0
     if isinstance(norm, int | float | np.number) and not isinstance(norm, bool):
         if norm == INF:
@@ -128,6 +128,13 @@ def gradient(function: str, name: str, grad: Any, x: Array) -> Array:
     if type(grad) is np.ndarray and grad.dtype is x.dtype and grad.flags.aligned:
         return grad
     return floating(function, name, grad)
+
+
+def flag(function: str, name: str, value: Any) -> bool:
+    """True or False; a label or an array of them is neither."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {name} is {value!r}; expected True or False")
+    return bool(value)
 
 
 def decay_of(function: str, decay: Any) -> float:

@@ -14,11 +14,12 @@ from npkernels.perturb._arguments import (
     check_broadcasts,
     check_samples,
     finite,
+    flag,
     mask_of,
     norm_code,
     sides,
 )
-from npkernels.perturb._random import random_in_ball
+from npkernels.perturb._random import random_start
 from npkernels.perturb._result import AttackError, AttackResult
 
 Gradient = Callable[[Any], Any]
@@ -40,7 +41,7 @@ class Attack:
         success: Any,
         targeted: bool,
     ) -> None:
-        self.name, self.norm, self.targeted = name, norm, bool(targeted)
+        self.name, self.norm, self.targeted = name, norm, flag(name, "targeted", targeted)
         self.foreign = x if _is_foreign(x) else None
         self.clean = floating(name, "x", x)
         self.code = norm_code(name, norm)
@@ -91,7 +92,7 @@ class Attack:
         """Ask which samples have succeeded now; these stay."""
         if self.success is None:
             return
-        flags = plain(self.name, "success", self._call("success", self.success))
+        flags = plain(self.name, "what success gave", self._call("success", self.success))
         if flags.shape != self.found.shape or flags.dtype != np.bool_:
             raise ValueError(
                 f"{self.name}: success gave shape {flags.shape} and dtype {flags.dtype}; "
@@ -115,7 +116,7 @@ class Attack:
 
     def _result(self, what: str, value: Any, shape: tuple[int, ...]) -> Array:
         value = value.detach() if hasattr(value, "detach") else value
-        array = floating(self.name, what, value)
+        array = floating(self.name, f"what {what} gave", value)
         if array.shape != shape:
             raise ValueError(f"{self.name}: {what} gave shape {array.shape}; expected {shape}")
         return array
@@ -130,10 +131,7 @@ class Attack:
 
     def restart(self, rng: np.random.Generator) -> None:
         """Go to random points of the ball."""
-        options = {k: v for k, v in self.options.items() if k != "mask"}
-        x = random_in_ball(self.clean, self.eps, rng=rng, **options)
-        if self.options["mask"] is not None:
-            x = np.where(self.options["mask"], x, self.clean)
+        x = random_start(self.name, self.clean, self.eps, rng, **self.options)
         self.x = self.where(self.found, self.best, x)
 
     def finish_run(self) -> None:

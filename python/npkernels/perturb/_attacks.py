@@ -108,7 +108,8 @@ def pgd(
         Steps of a run, and runs. Of several runs a sample keeps the one in which it succeeded, else that of largest
         loss (smallest if targeted); so more than one needs `success` or losses.
     random_start : bool
-        Begin at `random_in_ball`; runs after the first always do.
+        Begin at a random point of the ball, uniform in the entries that the mask lets move (without a mask that of
+        `random_in_ball`); runs after the first always do.
     decay : float, optional
         Follow the `momentum` of the gradients.
     rng : numpy.random.Generator or int, optional

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, _is_foreign, _to_kind, floating, is_bfloat16, plain
+from npkernels._arrays import Array, _is_foreign, _to_kind, choice, floating, is_bfloat16, plain, real
 from npkernels._uniform import _mix
 from npkernels.perturb._arguments import Bounds, check_samples, sides
 from npkernels.perturb._random import random_in_ball
@@ -86,17 +86,17 @@ class _Points:
             given = [_to_kind(a, self.foreign) for a in given]
         self.owner.evaluations += len(points)
         values: Any = self.owner.f(*given)
-        values = plain(NAME, "f", values.detach() if hasattr(values, "detach") else values)
+        values = real(NAME, "what f gave", values.detach() if hasattr(values, "detach") else values)
         if values.shape != (len(points),):
             raise ValueError(
                 f"{NAME}: f gave shape {values.shape} for {len(points)} points; expected one loss for each"
             )
-        return np.asarray(values, np.float64)
+        return np.array(values, np.float64)  # a copy: f may give the same memory every time
 
     def losses(self) -> Array:
         """Losses at x itself."""
         every = np.arange(len(self.x))
-        parts = [self._evaluate(self.x[b], every[b]) for b in _blocks(len(every), self.block)]
+        parts = [self._evaluate(self.x[b].copy(), every[b]) for b in _blocks(len(every), self.block)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _step(self, x: Array) -> Array:
@@ -109,7 +109,7 @@ class _Points:
 
     def _pair(self, x: Array, ahead: Array, limits: tuple[Any, Any]) -> tuple[Array, Array]:
         """Points of x's dtype on either side, within the bounds."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # of infinite entries
             there, back = (
                 np.clip(x.astype(np.float64) + s * ahead, *limits).astype(x.dtype) for s in (1, -1)
             )
@@ -129,15 +129,13 @@ class _Points:
             points[np.arange(n), axis] = there
             points[n + np.arange(n), axis] = back
             values = self._evaluate(points, np.concatenate([sample, sample]))
-            flat[block] = _quotient(
-                values[:n] - values[n:], there.astype(np.float64) - back.astype(np.float64)
-            )
+            flat[block] = _quotient(_change(values, n), there.astype(np.float64) - back.astype(np.float64))
         return g
 
     def along_random(self, directions: int) -> Array:
         B, d = self.x.shape
         g = np.zeros((B, d))
-        for i in range(directions):
+        for i in range(directions if d else 0):
             u = self._direction(i)
             for block in _blocks(B, self.block // 2):
                 x = self.x[block]
@@ -149,8 +147,7 @@ class _Points:
                 there, back = self._pair(x, h * u[block], (_at(self.low, block), _at(self.high, block)))
                 sample, n = np.arange(block.start, block.stop), len(x)
                 values = self._evaluate(np.concatenate([there, back]), np.concatenate([sample, sample]))
-                change = values[:n] - values[n:]
-                g[block] += (change[:, None] / (2 * h)) * u[block]
+                g[block] += (_change(values, n)[:, None] / (2 * h)) * u[block]
         return g / directions
 
     def _direction(self, i: int) -> Array:
@@ -172,6 +169,12 @@ def _mixed(n: int) -> int:
 
 def _at(limit: Any, *places: Any) -> Any:
     return limit[places] if isinstance(limit, np.ndarray) else limit
+
+
+def _change(values: Array, n: int) -> Array:
+    """From the second n losses to the first; NaN where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values[:n] - values[n:])
 
 
 def _quotient(change: Array, distance: Array) -> Array:
@@ -265,8 +268,7 @@ def finite_difference_gradient(
         raise TypeError(f"{NAME}: args is a {type(args).__name__}; expected a tuple of arrays")
     if step is not None and not (isinstance(step, int | float | np.number) and 0 < step < np.inf):
         raise ValueError(f"{NAME}: step is {step!r}; expected a finite number > 0")
-    if kind not in KINDS:
-        raise ValueError(f"{NAME}: kind is {kind!r}; expected one of {', '.join(map(repr, KINDS))}")
+    choice(NAME, "kind", kind, KINDS)
     for name, value, least, most in (
         ("directions", 1 if directions is None else directions, 1, None),
         ("seed", seed, 0, 2**64),

@@ -76,6 +76,40 @@ def random_in_ball(
     return _core.random_in_ball(c, *radius, code, _key(name, rng), low, high, lows, highs, out)
 
 
+def random_start(
+    name: str,
+    center: Array,
+    eps: Any,
+    rng: np.random.Generator,
+    norm: Any,
+    bounds: Bounds,
+    mask: Array | None,
+) -> Array:
+    """A point of the ball around each sample, uniformly in the entries that may move.
+
+    Of a uniform point of a ball by the norm 1 or 2, any k entries have together a direction that is uniform, too. Their
+    length is not: in a ball of k dimensions it is ``U^(1/k)``.
+    """
+    code = norm_code(name, norm)
+    if mask is None:
+        return random_in_ball(center, eps, norm=norm, rng=rng, bounds=bounds)
+    moves = np.broadcast_to(mask, center.shape)
+    if code == 0:
+        return np.where(moves, random_in_ball(center, eps, norm=norm, rng=rng, bounds=bounds), center)
+    rows = (len(center), int(np.prod(center.shape[1:])))
+    d = np.where(moves, random_in_ball(np.zeros(center.shape), 1.0, norm=norm, rng=rng), 0).reshape(rows)
+    size = np.abs(d).sum(axis=1) if code == 1 else np.sqrt((d * d).sum(axis=1))
+    count = moves.reshape(rows).sum(axis=1)
+    one, each = amount(name, "eps", eps, center, code)
+    length = (one if each is None else each) * rng.random(len(center)) ** (1 / np.maximum(count, 1))
+    d *= (length / np.where(size > 0, size, 1))[:, None]
+    low, high, lows, highs = sides(name, bounds, center)
+    y = np.clip(
+        center + d.reshape(center.shape), low if lows is None else lows, high if highs is None else highs
+    )
+    return np.where(moves, y.astype(center.dtype), center)
+
+
 def _key(function: str, rng: Any) -> int:
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(0, 2**64, dtype=np.uint64))

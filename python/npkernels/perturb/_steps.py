@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npkernels import _core
-from npkernels._arrays import Array, boolean, floating, kernel, plain
+from npkernels._arrays import Array, boolean, entries_apart, floating, kernel, plain
 from npkernels.perturb._arguments import (
     INF,
     Bounds,
@@ -16,6 +16,7 @@ from npkernels.perturb._arguments import (
     check_samples,
     decay_of,
     finite,
+    flag,
     gradient,
     mask_of,
     norm_code,
@@ -249,7 +250,7 @@ def pgd_step(
     array([[0.6 , 0.25]])
     """
     name = "pgd_step"
-    if norm == "inf" and mask is None and momentum is None and not return_nan_count:
+    if type(norm) is str and norm == "inf" and mask is None and momentum is None and not return_nan_count:
         quick = _core.step_quick(x, center, grad, step, eps, bounds, targeted, out)
         if quick is not None:
             return quick
@@ -269,6 +270,8 @@ def pgd_step(
             f"{name}: momentum has shape {velocity.shape} and dtype {velocity.dtype}; "
             f"expected a writeable array of x's, {x.shape} and {x.dtype}"
         )
+    if not entries_apart(velocity):
+        raise ValueError(f"{name}: momentum has entries that may share memory; pass an ordinary array")
     inputs: list[Any] = [x, c, g, out]
     if any(isinstance(a, np.ndarray) and np.shares_memory(velocity, a) for a in inputs):
         raise ValueError(f"{name}: momentum overlaps another argument; pass separate memory")
@@ -383,7 +386,7 @@ def _step(
         high,
         low_array,
         high_array,
-        bool(targeted),
+        targeted if type(targeted) is bool else flag(name, "targeted", targeted),
         None if mask is None else boolean(name, "mask", mask),
         bool(want_nans),
         out,
