@@ -125,6 +125,26 @@ def test_many_calls_in_a_parallel_loop():
     y = np.empty_like(x)
     each(x, y)
     assert_array_equal(y, npkernels.softmax(x))
+    with pytest.raises(SystemError) as caught:
+        each(x, y[:, :2])
+    assert str(caught.value.__cause__) == "softmax: y has a shape that does not fit"
+
+
+def test_all_threads_of_a_parallel_loop_take_the_setting_of_the_process():
+    threads = ctypes.CFUNCTYPE(ctypes.c_int)(npkernels.get_address("npk_num_threads"))
+
+    @numba.njit(parallel=True)
+    def each(n):
+        for i in numba.prange(len(n)):
+            n[i] = threads()
+
+    n = np.zeros(8, np.int64)
+    npkernels.set_num_threads(1)
+    try:
+        each(n)
+    finally:
+        npkernels.set_num_threads(None)
+    assert (n == 1).all()
 
 
 def test_errors_name_function_and_argument():
