@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from npkernels.contrib import trl, verl  # noqa: E402
+from npkernels.contrib import art, trl, verl  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -263,3 +263,22 @@ def test_hooks_name_what_they_have(module, name):
     assert name in hook.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         hook.nothing  # noqa: B018
+
+
+# --- ART: what its arrays of radii mean; its own attacks are in test_contrib_attacks.py
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 6), (6, 1), (6, 6)])
+def test_arts_radii_broadcast_as_numpys_arrays(shape):
+    x, away = RNG.random((6, 6)).astype(np.float32), RNG.random((6, 6)).astype(np.float32)
+    eps = RNG.uniform(0.1, 0.3, shape).astype(np.float32)
+
+    class Attack(art._Fused):
+        norm, targeted, batch_size = np.inf, False, 4
+        estimator = types.SimpleNamespace(clip_values=None, loss_gradient=lambda x, y: x - y)
+
+    for project in (True, False):
+        got = Attack()._compute(x, x, away, None, eps, 2 * eps, project, False)
+        np.testing.assert_allclose(
+            got, x + (1 if project else 2) * eps * np.sign(x - away), rtol=0, atol=1e-6
+        )
