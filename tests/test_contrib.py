@@ -112,6 +112,14 @@ def test_verls_options():
     assert torch.equal(equal, torch.zeros(4, 1))
 
 
+@pytest.mark.parametrize("name", [name for name in verl.ESTIMATORS if name != "grpo_passk"])
+def test_nan_is_not_hidden_from_verl(name):
+    rewards, mask = torch.tensor([[1.0], [float("nan")], [1.0], [0.0]]), torch.ones(4, 1)
+    got = verl.estimator(name)(rewards, mask, np.array([0, 0, 1, 1]))[0]
+    assert got[:2].isnan().all()
+    assert got[2:].isnan().all() == name.startswith("reinforce")  # which whitens over the batch
+
+
 def test_register_with_verl(monkeypatch):
     registry = {}
 
@@ -243,8 +251,11 @@ def test_trls_refusals():
         ValueError, match=r"trl.advantages: rewards_per_func has shape \(4,\); expected \(B, F\)"
     ):
         trl.advantages(x[:, 0], num_generations=2)
-    with pytest.raises(ValueError, match="groups"):
-        trl.advantages(x, num_generations=3)
+    for bad in (3, 0, -2, 2.5, "2", True):
+        with pytest.raises(
+            ValueError, match=f"trl.advantages: num_generations is {bad!r}; expected an integer"
+        ):
+            trl.advantages(x, num_generations=bad)
 
 
 def test_trls_part_of_the_page_runs():

@@ -219,6 +219,17 @@ def test_a_bias_of_another_type_and_short_numbers():
     assert got.dtype == q.dtype
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_bias_that_is_finite_stays_finite(dtype):
+    q, v = np.zeros((1, 1, 2, 4), dtype), normal(1, 1, 2, 4, dtype=dtype)
+    least = np.finfo(np.float32).min
+    bias = np.array([[least, least], [0, -np.inf]], np.float32)  # a row of the least numbers forbids nothing
+    (y,) = door.run_node("Attention", {"Q": q, "K": q, "V": v, "attn_mask": bias})["Y"][0]
+    np.testing.assert_allclose(
+        y.astype(float), [v[0, 0].astype(float).mean(0), v[0, 0, 0]], rtol=0.01, atol=0.01
+    )
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="run_node: operator is 'Gemm'; expected one of Softmax, LogSoftmax"):
         door.run_node("Gemm", {})

@@ -48,6 +48,17 @@ def _rounded(loss: Any, x: Array) -> Any:
     return np.asarray(loss).astype(x.dtype) if x.dtype.itemsize == 2 else loss
 
 
+def _as(dtype: np.dtype[Any], bias: Array) -> Array:
+    """A mask of numbers in the type of Q: what is finite stays finite, as the least float32 in the place of -inf."""
+    with np.errstate(over="ignore"):
+        cast: Array = bias.astype(dtype)
+    lost = np.isinf(cast) & np.isfinite(bias)
+    if lost.any():
+        most = np.nextafter(dtype.type(np.inf), dtype.type(0))
+        cast[lost] = np.where(bias[lost] > 0, most, -most)
+    return cast
+
+
 def split_heads(operator: str, name: str, x: Array, heads: int | None) -> Array:
     """(B, S, H * D) -> (B, H, S, D), a view; 4-D arrays are like that already."""
     if x.ndim == 4:
@@ -130,7 +141,7 @@ def attention(
         given = inputs["attn_mask"]
         name, rest = ("mask", False) if given.dtype == np.bool_ else ("bias", -np.inf)
         if name == "bias":
-            given = given.astype(q.dtype, copy=False)
+            given = _as(q.dtype, given)
         if given.ndim == 0 or given.shape[-1] > k.shape[2]:
             raise ValueError(
                 f"Attention: attn_mask has shape {given.shape}; expected (..., {q.shape[2]}, {k.shape[2]}), or "
