@@ -519,6 +519,22 @@ def test_bench_names_the_choices(monkeypatch, capsys):
         assert f"argument {option}: the name of the file is empty" in message
 
 
+def test_two_reports_need_two_files(capsys):
+    assert "the file is that of --json" in fails(
+        capsys,
+        "bench",
+        "--against",
+        "",
+        "--only",
+        "softmax float32 10",
+        "--quick",
+        "--json",
+        "a.json",
+        "--html",
+        "./a.json",
+    )
+
+
 def test_a_file_that_cannot_be_written_is_told_before(monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(str(path)) or False)
@@ -572,6 +588,14 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
     assert noted(monkeypatch, False) == ""
     monkeypatch.setattr(progress, "EVERY", 0.0)
     assert noted(monkeypatch, False) == "bench 1/2: number 3\nbench 2/2: number 4\n"
+
+
+def test_closed_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)
+        closed.setattr(sys, "stderr", None)
+        assert main(["check", "--kernel", "perplexity", "--isa", npkernels.isa()]) == 0
 
 
 def test_bench_and_check_say_what_is_at_work(monkeypatch, capsys):

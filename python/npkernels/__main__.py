@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # None where it is closed from the start
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("\npython -m npkernels: interrupted", file=sys.stderr)
         return 130

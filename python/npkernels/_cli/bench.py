@@ -135,6 +135,8 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     for name in ("html", "json"):  # before the minutes that the measurements take
         if problem := _problem(getattr(options, name)):
             parser.error(f"argument --{name}: {problem}")
+    if options.html and options.json and Path(options.html).resolve() == Path(options.json).resolve():
+        parser.error("argument --html: the file is that of --json")
     if options.html and importlib.util.find_spec("matplotlib") is None:
         parser.error("argument --html: the plots need matplotlib (pip install 'npkernels[plot]')")
     chosen = [

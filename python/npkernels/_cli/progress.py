@@ -16,7 +16,7 @@ EVERY = 10.0  # seconds between two lines where they stay: in a file, or the log
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:
     """Give the items, with a bar on stderr if that is a terminal and tqdm is there."""
-    if not sys.stderr.isatty():
+    if not _terminal():
         return items
     try:
         tqdm = importlib.import_module("tqdm").tqdm
@@ -26,11 +26,15 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
     return bar
 
 
+def _terminal() -> bool:
+    return bool(sys.stderr) and sys.stderr.isatty()  # None where it is closed from the start
+
+
 class Note:
     """One line on stderr that says what is done now: rewritten on a terminal, else a new one every `EVERY` seconds."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = _terminal()
         self.said = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -38,7 +42,7 @@ class Note:
         if self.terminal:
             text = text[: max(1, shutil.get_terminal_size().columns - 1)]
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.said >= EVERY:
+        elif sys.stderr and time.monotonic() - self.said >= EVERY:
             self.said = time.monotonic()
             print(text, file=sys.stderr, flush=True)
 
