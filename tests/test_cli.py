@@ -579,6 +579,7 @@ def noted(monkeypatch, terminal):
 
 def test_a_terminal_says_what_is_at_work_on_one_line(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
     assert noted(monkeypatch, True) == "\rbench 1/2: number 3\x1b[K\rbench 2/2: number 4\x1b[K\r\x1b[K"
     monkeypatch.setenv("COLUMNS", "8")  # a line that wraps could not be rewritten
     assert noted(monkeypatch, True).startswith("\rbench 1\x1b[K\r")
@@ -588,6 +589,8 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
     assert noted(monkeypatch, False) == ""
     monkeypatch.setattr(progress, "EVERY", 0.0)
     assert noted(monkeypatch, False) == "bench 1/2: number 3\nbench 2/2: number 4\n"
+    monkeypatch.setenv("TERM", "dumb")
+    assert noted(monkeypatch, True) == "bench 1/2: number 3\nbench 2/2: number 4\n"
 
 
 def test_closed_output_is_no_error(monkeypatch):

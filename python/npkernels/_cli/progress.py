@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 import time
@@ -34,7 +35,7 @@ class Note:
     """One line on stderr that says what is done now: rewritten on a terminal, else a new one every `EVERY` seconds."""
 
     def __init__(self) -> None:
-        self.terminal = _terminal()
+        self.terminal = _terminal() and os.environ.get("TERM") != "dumb"  # which has no rewriting
         self.said = time.monotonic()
 
     def say(self, text: str) -> None:
