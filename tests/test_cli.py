@@ -3,7 +3,9 @@
 import doctest
 import importlib.util
 import inspect
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from npkernels._cli import (
     page,
     peers,
     plain,
+    progress,
     report,
     workloads,
     workloads_attention,
@@ -496,9 +499,141 @@ def test_bench_names_the_choices(monkeypatch, capsys):
     monkeypatch.setattr(peers, "installed", lambda: ["scipy"])
     message = fails(capsys, "bench", "--against", "scipy,torch")
     assert "torch is not installed (pip install 'npkernels[peers]')" in message
-    assert "no workload's name holds 'softmin'" in fails(capsys, "bench", "--only", "softmin")
+    message = fails(capsys, "bench", "--only", "softmin", "--family", "grpo")
+    assert (
+        "no workload of the family grpo has 'softmin' in its name; a name is like 'group_advantages "
+        in message
+    )
+    assert "the kernels are group_advantages, policy_loss" in message
+    message = fails(capsys, "bench", "--quick", "--only", "attention float32 1x8x4096x64")
+    assert (
+        "no quick workload has 'attention float32 1x8x4096x64' in its name; there is one without" in message
+    )
     assert "n is 0; expected a positive integer" in fails(capsys, "bench", "--quick", "--threads", "0")
     assert peers.choose([]) == []
     for option in ("--html", "--json"):
         message = fails(capsys, "bench", "--against", "", option, "no/such/folder/report")
         assert f"argument {option}: there is no folder 'no/such/folder'" in message
+        assert f"argument {option}: '.' is a folder" in fails(capsys, "bench", "--against", "", option, ".")
+        message = fails(capsys, "bench", "--against", "", option, "")
+        assert f"argument {option}: the name of the file is empty" in message
+
+
+def test_two_reports_need_two_files(capsys):
+    assert "the file is that of --json" in fails(
+        capsys,
+        "bench",
+        "--against",
+        "",
+        "--only",
+        "softmax float32 10",
+        "--quick",
+        "--json",
+        "a.json",
+        "--html",
+        "./a.json",
+    )
+
+
+def test_a_file_that_cannot_be_written_is_told_before(monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(str(path)) or False)
+    for file in (tmp_path / "new.json", tmp_path / "old.json"):
+        (tmp_path / "old.json").touch()
+        message = fails(capsys, "bench", "--against", "", "--json", str(file))
+        assert f"argument --json: '{file}' cannot be written to" in message
+    assert asked == [str(tmp_path), str(tmp_path / "old.json")]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_table(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "run", lambda *_: example())
+    file = tmp_path / "folder" / "report.json"
+    file.parent.mkdir()
+    monkeypatch.setattr(bench, "_report", lambda *_: file.parent.rmdir() or "lost")
+    assert main(["bench", "--against", "", "--json", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert f"bench: '{file}' could not be written: No such file or directory" in err
+    assert "3.00 x" in out
+
+
+# --- while it runs
+
+
+class Screen(io.StringIO):
+    """stderr that is a terminal, or not."""
+
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def noted(monkeypatch, terminal):
+    screen = Screen(terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert list(progress.noted([3, 4], "bench", "number {}".format)) == [3, 4]
+    return screen.getvalue()
+
+
+def test_a_terminal_says_what_is_at_work_on_one_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    assert noted(monkeypatch, True) == "\rbench 1/2: number 3\x1b[K\rbench 2/2: number 4\x1b[K\r\x1b[K"
+    monkeypatch.setenv("COLUMNS", "8")  # a line that wraps could not be rewritten
+    assert noted(monkeypatch, True).startswith("\rbench 1\x1b[K\r")
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch):
+    assert noted(monkeypatch, False) == ""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    assert noted(monkeypatch, False) == "bench 1/2: number 3\nbench 2/2: number 4\n"
+    monkeypatch.setenv("TERM", "dumb")
+    assert noted(monkeypatch, True) == "bench 1/2: number 3\nbench 2/2: number 4\n"
+
+
+def test_closed_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)
+        closed.setattr(sys, "stderr", None)
+        assert main(["check", "--kernel", "perplexity", "--isa", npkernels.isa()]) == 0
+
+
+def test_bench_and_check_say_what_is_at_work(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    limits = machine.Limits(1e11, 1e10, 1e10, 1e10)
+    monkeypatch.setattr(machine, "probe", lambda quick: limits)
+    monkeypatch.setattr(bench, "measure", lambda w, names, seconds: bench.Outcome(w, {"npkernels": [1e-6]}))
+    assert main(["bench", "--against", "", "--only", "softmax float32 64x64"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in err.splitlines()].count("bench 1/1") == 1
+    assert ": softmax float32 64x64\n" in err
+    assert "bench 1/1" not in out
+    isa = npkernels.isa()
+    assert main(["check", "--kernel", "perplexity", "--isa", f"{isa},{isa}"]) == 0
+    out, err = capsys.readouterr()
+    assert "check 1/4: perplexity float32\n" in err
+    assert out.splitlines()[0].split() == ["kernel", "dtype", "cases", isa]
+
+
+@pytest.mark.parametrize("command", ["check", "bench"])
+def test_ctrl_c_ends_without_a_traceback(command, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "run", interrupted)
+    monkeypatch.setattr(bench, "run", interrupted)
+    assert main([command]) == 130
+    assert capsys.readouterr().err == "\npython -m npkernels: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["check", "--kernel", "perplexity"]])
+def test_output_that_nobody_reads_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "npkernels", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

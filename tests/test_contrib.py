@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from npkernels.contrib import trl, verl  # noqa: E402
+from npkernels.contrib import art, trl, verl  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -101,13 +101,23 @@ def test_verls_options():
     torch.testing.assert_close(f(rewards, mask, ids, config={"norm_adv_by_std_in_grpo": False})[0], centred)
     eps = by_group(rewards, mask, ids, lambda s, _: (s - s.mean()) / (s.std() + 0.5), "reward")
     got = f(rewards, mask, ids, epsilon=0.5, reward_baselines=None)[0]
-    shared = [i for group in members(ids) if len(group) > 1 for i in group]
-    torch.testing.assert_close(got[shared], (eps[:, None] * mask)[shared])
+    for group in members(ids):
+        if len(group) == 1:  # verl: mean 0, deviation 1
+            eps[group] = rewards.sum(-1)[group] / 1.5
+    torch.testing.assert_close(got, eps[:, None] * mask)
     double = f(rewards.double(), mask, torch.arange(len(ids)) % 3)[0]
     assert double.dtype == torch.float64
     assert f(rewards.bfloat16(), mask.bfloat16(), ids)[0].dtype == torch.bfloat16
     equal = f(torch.full((4, 1), 0.1), torch.ones(4, 1), np.zeros(4, int))[0]
     assert torch.equal(equal, torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("name", [name for name in verl.ESTIMATORS if name != "grpo_passk"])
+def test_nan_is_not_hidden_from_verl(name):
+    rewards, mask = torch.tensor([[1.0], [float("nan")], [1.0], [0.0]]), torch.ones(4, 1)
+    got = verl.estimator(name)(rewards, mask, np.array([0, 0, 1, 1]))[0]
+    assert got[:2].isnan().all()
+    assert got[2:].isnan().all() == name.startswith("reinforce")  # which whitens over the batch
 
 
 def test_register_with_verl(monkeypatch):
@@ -241,8 +251,11 @@ def test_trls_refusals():
         ValueError, match=r"trl.advantages: rewards_per_func has shape \(4,\); expected \(B, F\)"
     ):
         trl.advantages(x[:, 0], num_generations=2)
-    with pytest.raises(ValueError, match="groups"):
-        trl.advantages(x, num_generations=3)
+    for bad in (3, 0, -2, 2.5, "2", True):
+        with pytest.raises(
+            ValueError, match=f"trl.advantages: num_generations is {bad!r}; expected an integer"
+        ):
+            trl.advantages(x, num_generations=bad)
 
 
 def test_trls_part_of_the_page_runs():
@@ -261,3 +274,22 @@ def test_hooks_name_what_they_have(module, name):
     assert name in hook.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         hook.nothing  # noqa: B018
+
+
+# --- ART: what its arrays of radii mean; its own attacks are in test_contrib_attacks.py
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 6), (6, 1), (6, 6)])
+def test_arts_radii_broadcast_as_numpys_arrays(shape):
+    x, away = RNG.random((6, 6)).astype(np.float32), RNG.random((6, 6)).astype(np.float32)
+    eps = RNG.uniform(0.1, 0.3, shape).astype(np.float32)
+
+    class Attack(art._Fused):
+        norm, targeted, batch_size = np.inf, False, 4
+        estimator = types.SimpleNamespace(clip_values=None, loss_gradient=lambda x, y: x - y)
+
+    for project in (True, False):
+        got = Attack()._compute(x, x, away, None, eps, 2 * eps, project, False)
+        np.testing.assert_allclose(
+            got, x + (1 if project else 2) * eps * np.sign(x - away), rtol=0, atol=1e-6
+        )

@@ -124,6 +124,14 @@ def test_art_with_a_radius_of_each_sample_norm_1_and_random_starts(network, samp
             for kind in (with_art.ProjectedGradientDescent, evasion.ProjectedGradientDescentNumpy)
         )
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    each = np.linspace(0.05, 0.2, 6, dtype=np.float32)  # of each entry, for all samples
+    options = {"eps": each, "eps_step": each / 3, "max_iter": 5, "verbose": False}
+    for n in (20, 6):  # more samples than entries, and as many
+        ours, theirs = (
+            kind(classifier(network, None), **options).generate(x[:n], labels[:n])
+            for kind in (with_art.ProjectedGradientDescent, evasion.ProjectedGradientDescentNumpy)
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
     for norm in (1, 2, np.inf):
         attack = with_art.ProjectedGradientDescent(
             net, norm=norm, eps=0.3, eps_step=0.1, max_iter=3, num_random_init=2, verbose=False

@@ -125,6 +125,26 @@ def test_many_calls_in_a_parallel_loop():
     y = np.empty_like(x)
     each(x, y)
     assert_array_equal(y, npkernels.softmax(x))
+    with pytest.raises(SystemError) as caught:
+        each(x, y[:, :2])
+    assert str(caught.value.__cause__) == "softmax: y has a shape that does not fit"
+
+
+def test_all_threads_of_a_parallel_loop_take_the_setting_of_the_process():
+    threads = ctypes.CFUNCTYPE(ctypes.c_int)(npkernels.get_address("npk_num_threads"))
+
+    @numba.njit(parallel=True)
+    def each(n):
+        for i in numba.prange(len(n)):
+            n[i] = threads()
+
+    n = np.zeros(8, np.int64)
+    npkernels.set_num_threads(1)
+    try:
+        each(n)
+    finally:
+        npkernels.set_num_threads(None)
+    assert (n == 1).all()
 
 
 def test_errors_name_function_and_argument():
@@ -147,6 +167,33 @@ def test_errors_name_function_and_argument():
         nkn.describe(x.astype(np.int16))
     with pytest.raises(numba.core.errors.TypingError, match="is not an array of float32, float64"):
         nkn.describe((1.0, 2.0))
+
+
+def test_integers_are_not_cut():
+    x, y = normal(2, 3), np.full((2, 3), 42.0)
+    numbers, lse = normal(4), np.full((1, 1, 2), 42.0)
+    error = numba.core.errors.TypingError
+    with pytest.raises(error, match="float64 came where an integer is expected"):
+        nkn.softmax(x, y, 0.7)  # a temperature in the place of the axis
+    with pytest.raises(error, match="float64 came where an integer is expected"):
+        nkn.group_advantages(numbers, 2.5, np.empty(4))
+    with pytest.raises(error, match="float64 came where an integer is expected"):
+        nkn.random_in_ball(x, 0.1, 5.5, y)
+    with pytest.raises(error, match="unicode_type came where an integer is expected"):
+        nkn.pgd_step(x, x, x, 0.1, 0.3, y, "inf")
+    for beyond in (2**32 + 1, -(2**32)):  # its lower half is a number that fits
+        with pytest.raises(ValueError, match=r"an integer \(axis, causal, norm \.\.\.\) is out of range"):
+            nkn.softmax(x, y, beyond)
+        with pytest.raises(ValueError, match="is out of range"):
+            nkn.pgd_step(x, x, x, 0.1, 0.3, y, beyond)
+        with pytest.raises(ValueError, match="is out of range"):
+            nkn.attention(x[None, None], x[None, None], x[None, None], y[None, None], lse, beyond)
+        with pytest.raises(ValueError, match="is out of range"):
+            nkn.group_advantages(numbers, 2, y.ravel()[:4], 1e-4, beyond)
+    assert (y == 42).all()
+    assert (lse == 42).all()
+    nkn.softmax(x, y, np.int8(-1))
+    assert_array_equal(y, npkernels.softmax(x))
 
 
 def test_read_only_arrays_are_read_and_not_written():

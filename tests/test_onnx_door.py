@@ -153,6 +153,39 @@ def test_losses():
         assert ours.shape == theirs.shape
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_losses_have_the_type_of_the_input(reduction, dtype):
+    inputs = {
+        "x": normal(4, 5).astype(dtype),
+        "y": RNG.integers(0, 5, 4),
+        "w": np.abs(normal(5)).astype(dtype),
+    }
+    nodes = [
+        helper.make_node(name, ["x", "y", "w"], [name], reduction=reduction)
+        for name in ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+    ]
+    made = model(nodes, inputs, [node.op_type for node in nodes])
+    for theirs, ours in zip(*both(made, inputs), strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=0.05, atol=0.05)
+    got = door.run_node("SoftmaxCrossEntropyLoss", {"scores": inputs["x"], "labels": inputs["y"]})
+    assert got["output"].dtype == got["log_prob"].dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 3, 0)])
+def test_arrays_of_nothing(shape):
+    x = normal(*shape)
+    tables = normal(*shape[:2], shape[2] // 4)
+    nodes = [
+        helper.make_node("RotaryEmbedding", ["x", "c", "c"], ["r"], num_heads=2),
+        helper.make_node("Attention", ["r", "x", "x"], ["y"], q_num_heads=2, kv_num_heads=2),
+    ]
+    inputs = {"x": x, "c": tables}
+    y, r = door.evaluator(model(nodes, inputs, ["y", "r"])).run(None, inputs)
+    assert y.shape == r.shape == shape
+
+
 def test_attributes_that_a_function_hands_on():
     node = helper.make_node("Softmax", ["x"], ["y"])
     node.attribute.append(
@@ -186,6 +219,17 @@ def test_a_bias_of_another_type_and_short_numbers():
     assert got.dtype == q.dtype
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_bias_that_is_finite_stays_finite(dtype):
+    q, v = np.zeros((1, 1, 2, 4), dtype), normal(1, 1, 2, 4, dtype=dtype)
+    least = np.finfo(np.float32).min
+    bias = np.array([[least, least], [0, -np.inf]], np.float32)  # a row of the least numbers forbids nothing
+    (y,) = door.run_node("Attention", {"Q": q, "K": q, "V": v, "attn_mask": bias})["Y"][0]
+    np.testing.assert_allclose(
+        y.astype(float), [v[0, 0].astype(float).mean(0), v[0, 0, 0]], rtol=0.01, atol=0.01
+    )
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="run_node: operator is 'Gemm'; expected one of Softmax, LogSoftmax"):
         door.run_node("Gemm", {})
@@ -199,6 +243,38 @@ def test_refusals():
     )
     with pytest.raises(ValueError, match=r"RotaryEmbedding: X has shape \(1, 3, 8\).* \(which is 3\)"):
         door.evaluator(made).run(None, {"x": x, "c": x})
+
+
+def test_inputs_and_attributes_that_are_unknown_missing_or_do_not_go_together():
+    run, x = door.run_node, normal(1, 2, 3, 4)
+    qkv = {"Q": x, "K": x, "V": x}
+    with pytest.raises(TypeError, match=r"run_node: Softmax has no input 'x'; expected some of input$"):
+        run("Softmax", {"x": x})
+    with pytest.raises(TypeError, match="run_node: Softmax needs the input 'input'"):
+        run("Softmax", {"input": None})
+    with pytest.raises(
+        TypeError, match="run_node: Attention has no input 'mask'; expected some of Q, K, V, attn_mask"
+    ):
+        run("Attention", {**qkv, "mask": np.ones((3, 3), bool)})
+    with pytest.raises(
+        TypeError, match=r"run_node: Attention has no attribute 'causal'; expected some of .*is_causal"
+    ):
+        run("Attention", qkv, {"causal": 1})
+    np.testing.assert_array_equal(
+        run("Attention", {**qkv, "attn_mask": None})["Y"], npkernels.attention(x, x, x)
+    )
+    with pytest.raises(ValueError, match="Attention: only one of past_key and past_value came"):
+        run("Attention", {**qkv, "past_key": x})
+    with pytest.raises(ValueError, match="Attention: past_key came together with nonpad_kv_seqlen"):
+        run("Attention", {**qkv, "past_key": x, "past_value": x, "nonpad_kv_seqlen": np.array([3])})
+    for shape in ((3, 4), ()):
+        with pytest.raises(
+            ValueError, match=rf"Attention: attn_mask has shape {re.escape(str(shape))}; expected"
+        ):
+            run("Attention", {**qkv, "attn_mask": np.ones(shape, bool)})
+    made = model([helper.make_node("Softmax", ["x"], ["y"], axis=4)], {"x": x}, ["y"], opset=11)
+    with pytest.raises(ValueError, match="Softmax: axis is 4; expected one of the 4 of the input"):
+        door.evaluator(made).run(None, {"x": x})
 
 
 def test_npkernels_alone_imports_no_onnx():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,26 @@ FAMILIES = ("softmax", "attention", "grpo", "perturb")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line and return its exit status.
+
+    As those of a shell, 130 after Ctrl-C and 141 where nobody reads the output any more (``... | head``).
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout:  # None where it is closed from the start
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\npython -m npkernels: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # What is left in the buffer would raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m npkernels", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="version, compiler, instruction sets, threads")

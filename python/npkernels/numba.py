@@ -12,8 +12,9 @@
 
 Arrays of one call are all float32 or all float64, of any strides where docs/c-api.md does not ask for contiguous ones;
 ids are int64. What does not fit, or is read-only and would be written to, raises ValueError and leaves the outputs as
-they were. Each function is compiled when
-it is first called, about a second; code that calls it can be cached (``cache=True``), and it with the code.
+they were; what is no such array, and a float where an integer belongs, is Numba's TypingError when the call is
+compiled. Each function is compiled when it is first called, about a second; code that calls it can be cached
+(``cache=True``), and it with the code.
 """
 
 from __future__ import annotations
@@ -104,6 +105,34 @@ def _code_of(x: Any) -> Any:
 _extending.overload(_code)(_code_of)
 
 
+def _whole(n: Any) -> Any:
+    raise NotImplementedError("known to Numba only")
+
+
+def _whole_of(n: Any) -> Any:
+    if not isinstance(n, _types.Integer | _types.Boolean):
+        raise _numba.core.errors.TypingError(
+            f"npkernels.numba: {n} came where an integer is expected (axis, causal, norm, size, key ...)"
+        )
+
+    def implementation(n: Any) -> Any:
+        return n
+
+    return implementation
+
+
+_extending.overload(_whole)(_whole_of)
+
+
+@_compiled
+def _int32(n: Any) -> Any:
+    """An integer that C takes as an int, or that shares eight bytes with another; nothing is cut."""
+    whole = np.int64(_whole(n))
+    if whole < -(2**31) or whole >= 2**31:
+        raise ValueError("npkernels.numba: an integer (axis, causal, norm ...) is out of range")
+    return whole
+
+
 @_compiled
 def describe(x: Any) -> Any:
     """Describe an array as C has it: an int64 array whose memory is an ``npk_array``, with shape and strides behind it.
@@ -169,21 +198,23 @@ def _done(function: Any, status: Any, used: Any) -> None:
 def softmax(x: Any, y: Any, axis: int = -1, temperature: float = 1.0) -> None:
     """``y = softmax(x / temperature)`` along the axis; y may be x."""
     dx, dy = describe(x), describe(y)
-    _done("softmax", _softmax(address(dx), axis, temperature, 0, _target(dy)), (x, y, dx, dy))
+    _done("softmax", _softmax(address(dx), _int32(axis), temperature, 0, _target(dy)), (x, y, dx, dy))
 
 
 @_compiled
 def log_softmax(x: Any, y: Any, axis: int = -1, temperature: float = 1.0) -> None:
     """``y = log(softmax(x / temperature))``; y may be x."""
     dx, dy = describe(x), describe(y)
-    _done("log_softmax", _log_softmax(address(dx), axis, temperature, 0, _target(dy)), (x, y, dx, dy))
+    _done("log_softmax", _log_softmax(address(dx), _int32(axis), temperature, 0, _target(dy)), (x, y, dx, dy))
 
 
 @_compiled
 def logsumexp(x: Any, lse: Any, axis: int = -1, temperature: float = 1.0) -> None:
     """``lse = log(sum(exp(x / temperature)))`` of each row of a matrix or more; lse is contiguous."""
     dx, dl = describe(x), describe(lse)
-    _done("logsumexp", _logsumexp(address(dx), axis, temperature, 0, _target(dl), 0), (x, lse, dx, dl))
+    _done(
+        "logsumexp", _logsumexp(address(dx), _int32(axis), temperature, 0, _target(dl), 0), (x, lse, dx, dl)
+    )
 
 
 @_compiled
@@ -208,7 +239,7 @@ def attention(q: Any, k: Any, v: Any, out: Any, lse: Any, causal: int = 0, scale
     """
     dq, dk, dv, do, dl = describe(q), describe(k), describe(v), describe(out), describe(lse)
     options = np.zeros(14, np.int64)  # npk_attention_options
-    options[0], options[2] = 112, causal
+    options[0], options[2] = 112, _int32(causal)
     options[9] = options[10] = -1
     options.view(np.float64)[1] = scale
     status = _attention(address(dq), address(dk), address(dv), address(options), _target(do), _target(dl))
@@ -218,7 +249,8 @@ def attention(q: Any, k: Any, v: Any, out: Any, lse: Any, causal: int = 0, scale
 @_compiled
 def _advantage_options(eps: float, baseline: int, scale: int, ddof: int) -> Any:
     options = np.zeros(5, np.int64)  # npk_advantage_options
-    options[0], options[2], options[3] = 40, baseline + (scale << 32), ddof
+    options[0], options[3] = 40, _int32(ddof)
+    options[2] = _int32(baseline) + (_int32(scale) << 32)
     options.view(np.float64)[1] = eps
     return options
 
@@ -232,7 +264,7 @@ def group_advantages(
     baseline: 0 mean, 1 leave one out, 2 none; scale: 0 group, 1 batch, 2 none.
     """
     dr, da, options = describe(rewards), describe(a), _advantage_options(eps, baseline, scale, ddof)
-    status = _advantages(address(dr), size, 0, address(options), _target(da), 0, 0, 0)
+    status = _advantages(address(dr), _whole(size), 0, address(options), _target(da), 0, 0, 0)
     _done("group_advantages", status, (rewards, a, dr, da, options))
 
 
@@ -265,7 +297,7 @@ def gae(rewards: Any, values: Any, gamma: float, lam: float, advantages: Any, re
 @_compiled
 def _step_options(norm: int, low: float, high: float) -> Any:
     options = np.zeros(10, np.int64)  # npk_step_options
-    options[0], options[1], options[2] = 80, norm, 1
+    options[0], options[1], options[2] = 80, _int32(norm), 1
     options.view(np.float64)[3] = low
     options.view(np.float64)[4] = high
     return options
@@ -314,5 +346,5 @@ def random_in_ball(
 ) -> None:
     """Write a point of the ball around each sample to y, uniform, a function of the key and the place alone."""
     dc, dy, options = describe(center), describe(y), _step_options(norm, low, high)
-    status = _ball(address(dc), eps, np.uint64(key), address(options), _target(dy))
+    status = _ball(address(dc), eps, np.uint64(_whole(key)), address(options), _target(dy))
     _done("random_in_ball", status, (center, y, dc, dy, options))

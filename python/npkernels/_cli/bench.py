@@ -8,7 +8,9 @@ import gc
 import importlib.util
 import json
 import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import npkernels
 from npkernels._cli import machine, peers
-from npkernels._cli.progress import progress
+from npkernels._cli.progress import Note, noted
 from npkernels._cli.workloads import Call, Workload, workloads
 
 BATCH = 0.01  # seconds: shorter calls are timed many at a time
@@ -108,13 +110,20 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def run(chosen: Sequence[Workload], names: Sequence[str], threads: int, quick: bool) -> Run:
     """Probe the machine, measure the workloads, and probe again: the better figures are the limits."""
+    note = Note()
+    note.say(f"bench: loading {', '.join(names) or 'NumPy'}")
     with peers.threads(threads, names) as told:
         about = machine.describe(names)
         if not told:
             about["threads"] += "; NumPy uses its own number (threadpoolctl is not installed)"
+        note.say("bench: what the machine can do at most")
         before = machine.probe(quick)
-        outcomes = [measure(w, names, 1.0 if quick else 6.0) for w in progress(chosen, "bench")]
-        return Run(about, before.best(machine.probe(quick)), outcomes)
+        seconds = 1.0 if quick else 6.0
+        outcomes = [measure(w, names, seconds) for w in noted(chosen, "bench", lambda w: w.name)]
+        note.say("bench: what the machine can do at most, once more")
+        limits = before.best(machine.probe(quick))
+        note.clear()
+        return Run(about, limits, outcomes)
 
 
 def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -124,9 +133,10 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     except ValueError as error:
         parser.error(f"argument --against: {error}")
     for name in ("html", "json"):  # before the minutes that the measurements take
-        folder = Path(getattr(options, name) or ".").parent
-        if not folder.is_dir():
-            parser.error(f"argument --{name}: there is no folder {str(folder)!r}")
+        if problem := _problem(getattr(options, name)):
+            parser.error(f"argument --{name}: {problem}")
+    if options.html and options.json and Path(options.html).resolve() == Path(options.json).resolve():
+        parser.error("argument --html: the file is that of --json")
     if options.html and importlib.util.find_spec("matplotlib") is None:
         parser.error("argument --html: the plots need matplotlib (pip install 'npkernels[plot]')")
     chosen = [
@@ -135,7 +145,7 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         if options.family in (None, w.family) and options.only in w.name and (w.quick or not options.quick)
     ]
     if not chosen:
-        parser.error(f"argument --only: no workload's name holds {options.only!r}")
+        parser.error(f"argument --only: {_none_chosen(options)}")
     if options.threads is not None:
         try:
             npkernels.set_num_threads(options.threads)
@@ -144,11 +154,52 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from npkernels._cli import report
 
     measured = run(chosen, names, npkernels.get_num_threads(), options.quick)
+    failed = False
+    for name in ("json", "html"):  # before the table, which somebody may have stopped reading
+        if file := getattr(options, name):
+            try:
+                Path(file).write_text(_report(name, measured), encoding="utf-8")
+            except OSError as error:
+                print(f"bench: {file!r} could not be written: {error.strerror}", file=sys.stderr)
+                failed = True
     print(report.text(measured))
-    if options.json:
-        Path(options.json).write_text(json.dumps(report.as_json(measured), indent=1) + "\n", encoding="utf-8")
-    if options.html:
+    return int(failed)
+
+
+def _problem(file: str | None) -> str:
+    """Why a report cannot be written to a file, as far as that can be known before; empty if it can."""
+    if file is None:
+        return ""
+    path = Path(file)
+    if not file or path.is_dir():
+        return (
+            f"{file!r} is a folder; expected the name of a file" if file else "the name of the file is empty"
+        )
+    if not path.parent.is_dir():
+        return f"there is no folder {str(path.parent)!r}"
+    return (
+        "" if os.access(path if path.exists() else path.parent, os.W_OK) else f"{file!r} cannot be written to"
+    )
+
+
+def _none_chosen(options: argparse.Namespace) -> str:
+    """Say that no workload is left, and which there are."""
+    family = f" of the family {options.family}" if options.family else ""
+    known = [w for w in workloads() if options.family in (None, w.family)]
+    if any(options.only in w.name for w in known):
+        return f"no quick workload{family} has {options.only!r} in its name; there is one without --quick"
+    kernels = ", ".join(dict.fromkeys(w.kernel for w in known))
+    return (
+        f"no workload{family} has {options.only!r} in its name; a name is like {known[0].name!r}, and the kernels "
+        f"are {kernels}"
+    )
+
+
+def _report(kind: str, measured: Run) -> str:
+    if kind == "html":
         from npkernels._cli import page
 
-        Path(options.html).write_text(page.html(measured), encoding="utf-8")
-    return 0
+        return page.html(measured)
+    from npkernels._cli import report
+
+    return json.dumps(report.as_json(measured), indent=1) + "\n"

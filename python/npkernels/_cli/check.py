@@ -15,7 +15,7 @@ import npkernels
 from npkernels import _cached_attention
 from npkernels._arrays import Array
 from npkernels._cli import cases, gate, report
-from npkernels._cli.progress import progress
+from npkernels._cli.progress import noted
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Row:
 def run(kernels: Mapping[str, cases.Cases], isas: Sequence[str], seed: int) -> list[Row]:
     """Check these kernels on these instruction sets."""
     plan = [(kernel, make, dtype) for kernel, make in kernels.items() for dtype in cases.dtypes().values()]
-    return [_row(kernel, make, dtype, isas, seed) for kernel, make, dtype in progress(plan, "check")]
+    steps = noted(plan, "check", lambda step: f"{step[0]} {step[2].name}")
+    return [_row(kernel, make, dtype, isas, seed) for kernel, make, dtype in steps]
 
 
 def _row(kernel: str, make: cases.Cases, dtype: np.dtype[Any], isas: Sequence[str], seed: int) -> Row:
@@ -112,7 +113,7 @@ def _copy(x: Array) -> Array:
 def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 if a kernel is wrong."""
     available = npkernels.available_isas()
-    isas = options.isa or available
+    isas = list(dict.fromkeys(options.isa or available))
     for isa in isas:
         if isa not in available:
             parser.error(f"argument --isa: {isa!r} cannot be used; this CPU runs {', '.join(available)}")

@@ -82,7 +82,7 @@ class _Fused:
         may_move = None if mask is None else np.broadcast_to(np.asarray(mask) != 0, x.shape)
         if random_init:
             seed = int(np.random.randint(2**31))  # noqa: NPY002  (as ART draws its own)
-            start = random_in_ball(moved, _lengths(eps, slice(None), len(x)), rng=seed, **limits)
+            start = random_in_ball(moved, _lengths(eps, slice(None), len(x), x.ndim), rng=seed, **limits)
             moved = start if may_move is None else np.where(may_move, start, moved)
         for first in range(0, len(x), self.batch_size):
             at = slice(first, first + self.batch_size)
@@ -91,7 +91,7 @@ class _Fused:
             if decay is not None and momentum is not None:  # ART keeps it from step to step
                 momentum[...] = add_momentum(momentum.astype(_float), grad, decay=decay, mask=part)
                 grad = momentum.astype(_float)
-            radius, step = (_lengths(e, at, len(x)) for e in (eps if project else np.inf, eps_step))
+            radius, step = (_lengths(e, at, len(x), x.ndim) for e in (eps if project else np.inf, eps_step))
             pgd_step(
                 moved[at],
                 center[at],
@@ -106,10 +106,11 @@ class _Fused:
         return moved
 
 
-def _lengths(given: Any, at: slice, samples: int) -> Any:
+def _lengths(given: Any, at: slice, samples: int, ndim: int) -> Any:
     """Return a radius or a step for some samples: ART's arrays broadcast to x, `perturb`'s have one number for each."""
-    if np.ndim(given) == 0:
-        return float(given)
     array = np.asarray(given, _float)
+    array = array.reshape((1,) * (ndim - array.ndim) + array.shape)
     array = array[at] if len(array) == samples else array
-    return array.reshape(-1) if array.size == len(array) and len(array) > 1 else array
+    if array.size == 1:
+        return float(array.item())
+    return array.reshape(-1) if array.size == len(array) else array

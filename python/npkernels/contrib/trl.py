@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from npkernels._advantages import group_advantages
@@ -56,7 +57,7 @@ def advantages(
     Raises
     ------
     TypeError, ValueError
-        If an option is none of these; if B is no multiple of num_generations; if a reward is infinite.
+        If an option is none of these; if num_generations does not divide B; if a reward is infinite.
 
     Notes
     -----
@@ -86,6 +87,11 @@ def advantages(
     shape = plain(function, "rewards_per_func", rewards_per_func).shape
     if len(shape) != 2:
         shape_error(function, "rewards_per_func", shape, "(B, F)")
+    if not isinstance(group, int | np.integer) or isinstance(group, bool) or group < 1 or shape[0] % group:
+        raise ValueError(
+            f"{function}: num_generations is {group!r}; expected an integer >= 1 that divides the {shape[0]} "
+            "completions"
+        )
     weights = option("reward_weights", reward_weights, None)
     apart = aggregation == "normalize_then_sum"
     preset, scale = ("gdpo", None) if apart else ("trl", scale)

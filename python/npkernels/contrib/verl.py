@@ -48,8 +48,8 @@ def estimator(name: str) -> Callable[..., tuple[Any, Any]]:
 
     Notes
     -----
-    The score of a sample is the sum of its rewards. Groups whose scores are all equal get exactly 0. Read in verl
-    as of 2026.
+    The score of a sample is the sum of its rewards. Groups whose scores are all equal get exactly 0, those with a NaN
+    are NaN. Read in verl as of 2026.
 
     Examples
     --------
@@ -89,6 +89,10 @@ def estimator(name: str) -> Callable[..., tuple[Any, Any]]:
             if "lone" in rule
             else g.advantages
         )
+        broken = (
+            np.bincount(g.group_index, np.isnan(x)) > 0
+        )  # to group_advantages NaN is a reward that does not apply
+        a = np.where(broken[g.group_index], np.nan, a)
         if "whiten" in rule:
             a = _whitened(a, lengths)
         spread = scores.new_tensor(a).unsqueeze(-1) * response_mask

@@ -33,14 +33,30 @@ def log_softmax(npk: ModuleType, inputs: Arrays, axis: int = -1) -> Arrays:
 def negative_log_likelihood_loss(npk: ModuleType, inputs: Arrays, **attributes: Any) -> Arrays:
     """NegativeLogLikelihoodLoss: its attributes are named as here; the classes are on axis 1."""
     x, target, weight = inputs["input"], inputs["target"], inputs.get("weight")
-    return {"loss": npk.nll_loss(x, target, axis=1, weight=weight, **attributes)}
+    return {"loss": _rounded(npk.nll_loss(x, target, axis=1, weight=weight, **attributes), x)}
 
 
 def softmax_cross_entropy_loss(npk: ModuleType, inputs: Arrays, **attributes: Any) -> Arrays:
     """SoftmaxCrossEntropyLoss, and the log-probabilities."""
     x, target, weight = inputs["scores"], inputs["labels"], inputs.get("weights")
     loss = npk.cross_entropy(x, target, axis=1, weight=weight, **attributes)
-    return {"output": loss, "log_prob": npk.log_softmax(x, axis=1)}
+    return {"output": _rounded(loss, x), "log_prob": npk.log_softmax(x, axis=1)}
+
+
+def _rounded(loss: Any, x: Array) -> Any:
+    """Losses of 16-bit numbers are float32 here, and of the type of the input in ONNX."""
+    return np.asarray(loss).astype(x.dtype) if x.dtype.itemsize == 2 else loss
+
+
+def _as(dtype: np.dtype[Any], bias: Array) -> Array:
+    """A mask of numbers in the type of Q: what is finite stays finite, as the least float32 in the place of -inf."""
+    with np.errstate(over="ignore"):
+        cast: Array = bias.astype(dtype)
+    lost = np.isinf(cast) & np.isfinite(bias)
+    if lost.any():
+        most = np.nextafter(dtype.type(np.inf), dtype.type(0))
+        cast[lost] = np.where(bias[lost] > 0, most, -most)
+    return cast
 
 
 def split_heads(operator: str, name: str, x: Array, heads: int | None) -> Array:
@@ -52,7 +68,7 @@ def split_heads(operator: str, name: str, x: Array, heads: int | None) -> Array:
             f"{operator}: {name} has shape {x.shape}; expected (B, H, S, D), or (B, S, H * D) and the number of "
             f"heads as an attribute (which is {heads})"
         )
-    view: Array = x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    view: Array = x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
     return view
 
 
@@ -110,6 +126,10 @@ def attention(
     }
     if is_causal:
         options["causal"] = "top_left"
+    if ("past_key" in inputs) != ("past_value" in inputs):
+        raise ValueError("Attention: only one of past_key and past_value came; expected both or neither")
+    if "past_key" in inputs and "nonpad_kv_seqlen" in inputs:
+        raise ValueError("Attention: past_key came together with nonpad_kv_seqlen; expected one of them")
     if "past_key" in inputs:
         options["q_offset"] = inputs["past_key"].shape[2]
         k = np.concatenate([inputs["past_key"], k], axis=2)
@@ -121,7 +141,12 @@ def attention(
         given = inputs["attn_mask"]
         name, rest = ("mask", False) if given.dtype == np.bool_ else ("bias", -np.inf)
         if name == "bias":
-            given = given.astype(q.dtype, copy=False)
+            given = _as(q.dtype, given)
+        if given.ndim == 0 or given.shape[-1] > k.shape[2]:
+            raise ValueError(
+                f"Attention: attn_mask has shape {given.shape}; expected (..., {q.shape[2]}, {k.shape[2]}), or "
+                "fewer columns"
+            )
         missing = [(0, 0)] * (given.ndim - 1) + [(0, k.shape[2] - given.shape[-1])]
         options[name] = np.pad(given, missing, constant_values=rest)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,9 +38,9 @@ def run_node(
         "Softmax", "LogSoftmax" (opset 13 and later), "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
         "RotaryEmbedding" (23 and later) or "Attention" (23 to 25).
     inputs : mapping of array_like
-        By the names of the operator's schema; optional ones may be missing.
+        By the names of the operator's schema; optional ones may be missing, or None.
     attributes : mapping, optional
-        Those that are given; the others have their defaults.
+        Those that are given, by name; the others have their defaults.
     kernels : module
         `npkernels`, or `npkernels.reference`.
 
@@ -52,7 +52,8 @@ def run_node(
     Raises
     ------
     TypeError, ValueError
-        If the operator is not one of these, or an input does not fit.
+        If the operator is not one of these, or has no input or attribute of that name, or one is missing or does not
+        fit.
 
     Examples
     --------
@@ -62,8 +63,21 @@ def run_node(
     """
     if operator not in NODES:
         raise ValueError(f"run_node: operator is {operator!r}; expected one of {', '.join(NODES)}")
-    arrays = {name: np.asarray(value) for name, value in inputs.items()}
-    return NODES[operator](kernels, arrays, **dict(attributes or {}))
+    schema, options = onnx.defs.get_schema(operator), dict(attributes or {})
+    _known(f"run_node: {operator}", "input", inputs, [p.name for p in schema.inputs])
+    _known(f"run_node: {operator}", "attribute", options, schema.attributes)
+    arrays = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for parameter in schema.inputs:
+        if parameter.option != optional and parameter.name not in arrays:
+            raise TypeError(f"run_node: {operator} needs the input {parameter.name!r}")
+    return NODES[operator](kernels, arrays, **options)
+
+
+def _known(what: str, kind: str, given: Iterable[str], names: Collection[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{what} has no {kind} {name!r}; expected some of {', '.join(names)}")
 
 
 def _run(self: Any, *inputs: Array | None, operator: str, **attributes: Any) -> tuple[Array, ...]:
@@ -92,7 +106,9 @@ def _asks_for_scores(self: Any, operator: str, given: Mapping[str, Any]) -> bool
 def _two_dimensional(self: Any, operator: str, x: Any, given: Mapping[str, Any]) -> Array:
     """Softmax before opset 13: over all axes from `axis` on, by default 1."""
     axis = given["axis"] if any(a.name == "axis" for a in self.onnx_node.attribute) else 1
-    axis = axis + x.ndim if axis < 0 else axis
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{operator}: axis is {axis}; expected one of the {x.ndim} of the input")
+    axis %= x.ndim
     rows = x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
     y: Array = NODES[operator](npkernels, {"input": rows})["output"].reshape(x.shape)
     return y
