@@ -568,6 +568,18 @@ def test_without_pytorch():
     assert result.stdout == "1.0\n"
 
 
+@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+def test_a_step_of_nothing(kind):
+    """No sequences, no queries, no capacity: empty results, or zeros."""
+    for batch, queries, capacity in ((0, 1, 8), (2, 0, 8), (2, 1, 0)):
+        shapes = (batch, queries, 4, 4), (batch, capacity, 2, 4), (batch, capacity, 2, 4)
+        args = [torch.ones(shape) if kind == "tensors" else np.ones(shape) for shape in shapes]
+        out, lse = WITH(*args, return_softmax_lse=True)
+        assert tuple(out.shape) == (batch, queries, 4, 4)
+        assert tuple(lse.shape) == (batch, 4, queries)
+        assert (out == (capacity > 0)).all()
+
+
 def test_slopes_in_a_list():
     q = random(2, 5, 4, 8)
     for x in (q, q.numpy()):

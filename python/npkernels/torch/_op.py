@@ -5,7 +5,8 @@ schema. The three ways to it:
 
 * Nothing watches (no gradient, no transform, no compiler): `forward` itself.
 * Autograd, forward mode, torch.func: a `torch.autograd.Function`, which unlike a custom operator has a forward mode.
-* torch.compile, torch.export, torch.jit.trace, fake tensors, subclasses, dispatch modes: the operator `torch.ops.npkernels.<name>`.
+* torch.compile, torch.export, torch.jit.trace, fake tensors, subclasses, dispatch modes: the operator
+  `torch.ops.npkernels.<name>`.
 """
 
 from __future__ import annotations
