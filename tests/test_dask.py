@@ -137,6 +137,18 @@ def test_cross_entropy(reduction, weighted):
     assert_eq(alone, np.asarray(want[0]), **SYNC, rtol=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_of_weights_that_sum_to_nothing(smoothing):
+    """0 / 0, as of the whole: only what is ignored has a gradient, of 0."""
+    x, targets = RNG.standard_normal((4, 3)), np.array([0, -100, 0, 1])
+    options = {"weight": np.array([0.0, 0.0, 1.0]), "label_smoothing": smoothing, "return_grad": True}
+    loss, grad = nd.cross_entropy(da.from_array(x, chunks=(2, 3)), targets, **options)
+    want = nk.cross_entropy(x, targets, **options)
+    assert not np.isfinite(want[0])
+    np.testing.assert_array_equal(loss.compute(**SYNC), want[0])
+    np.testing.assert_array_equal(grad.compute(**SYNC), want[1])
+
+
 def test_cross_entropy_of_nothing_and_of_wrong_targets():
     x = da.zeros((4, 3), chunks=(2, 3), dtype=np.float32)
     loss, grad = nd.cross_entropy(x, np.full(4, -100), return_grad=True)

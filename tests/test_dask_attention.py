@@ -185,6 +185,22 @@ K = da.zeros((2, 2, 8, 4), chunks=(1, 1, 4, 4))
             ValueError,
             r"along the heads.*q.rechunk\(\{1: \(2, 2\)\}\)",
         ),
+        (
+            lambda: nd.attention(Q, K, K, dropout_p=0.1, dropout_seed=1),
+            NotImplementedError,
+            "^attention: dropout_p is 0.1; expected 0, since npkernels.dask has no dropout",
+        ),
+        (
+            lambda: nd.attention_vjp(Q, Q, K, K, Q, Q[..., 0], dropout_p=0.1, dropout_seed=1),
+            NotImplementedError,
+            "^attention_vjp: dropout_p is 0.1; expected 0",
+        ),
+        (lambda: nd.attention(Q, K, K, dropout_p="a"), TypeError, "dropout_p is 'a'; expected a number"),
+        (
+            lambda: nd.attention_vjp(Q, Q, K, K, Q, Q[..., 0], want_dbias=True),
+            NotImplementedError,
+            "^attention_vjp: want_dbias is True; expected False",
+        ),
         (lambda: nd.attention(Q, K[:, :, :, :3], K), ValueError, "k has head size 3, q has 4"),
         (lambda: nd.attention(Q, K, K, causal="left"), ValueError, "causal is 'left'"),
         (lambda: nd.attention(Q, K, K, sinks=da.zeros(4)), TypeError, "sinks is a Dask array"),

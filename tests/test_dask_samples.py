@@ -136,6 +136,17 @@ def test_groups_by_their_ids(options, kind):
         check(nd.group_advantages(lazy, da.from_array(ids, chunks=13), **options), rewards, ids, options)
 
 
+def test_ids_in_a_list():
+    rewards = RNG.standard_normal(12)
+    for ids in (
+        [("a", i % 3) for i in range(12)],
+        [str(i % 3) for i in range(12)],
+        [i % 3 for i in range(12)],
+    ):
+        got = nd.group_advantages(da.from_array(rewards, chunks=5), ids)
+        check(got, rewards, ids, {})
+
+
 def test_only_neighbours_wait_for_one_another():
     lazy = nd.group_advantages(da.ones(60, chunks=8), 12).advantages
     needed = lazy.blocks[0].__dask_graph__().cull({(lazy.blocks[0].name, 0)})

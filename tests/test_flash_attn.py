@@ -456,6 +456,16 @@ REFUSED = {
     "keys": (ValueError, "v has shape", lambda: DENSE(X, X, X[:, :2])),
     "dtype": (TypeError, "k has dtype float64, q has float32", lambda: DENSE(X, X.double(), X)),
     "window": (ValueError, "window_size is 3", lambda: DENSE(X, X, X, window_size=3)),
+    "open window": (
+        TypeError,
+        "^flash_attn_func: window_size is .*; expected a pair of integers",
+        lambda: DENSE(X, X, X, window_size=(None, None)),
+    ),
+    "softcap": (
+        TypeError,
+        "^flash_attn_func: softcap is None; expected a number",
+        lambda: DENSE(X, X, X, softcap=None),
+    ),
     "slopes": (ValueError, "alibi_slopes has shape", lambda: DENSE(X, X, X, alibi_slopes=torch.ones(3))),
     "dropout": (ValueError, "dropout_p is 1.5", lambda: DENSE(X, X, X, dropout_p=1.5)),
     "dropout of arrays": (
@@ -556,6 +566,43 @@ def test_without_pytorch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "1.0\n"
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+def test_a_step_of_nothing(kind):
+    """No sequences, no queries, no capacity: empty results, or zeros."""
+    for batch, queries, capacity in ((0, 1, 8), (2, 0, 8), (2, 1, 0)):
+        shapes = (batch, queries, 4, 4), (batch, capacity, 2, 4), (batch, capacity, 2, 4)
+        args = [torch.ones(shape) if kind == "tensors" else np.ones(shape) for shape in shapes]
+        out, lse = WITH(*args, return_softmax_lse=True)
+        assert tuple(out.shape) == (batch, queries, 4, 4)
+        assert tuple(lse.shape) == (batch, 4, queries)
+        assert (out == (capacity > 0)).all()
+
+
+def test_slopes_in_a_list():
+    q = random(2, 5, 4, 8)
+    for x in (q, q.numpy()):
+        listed, given = (
+            flash_attn.flash_attn_func(x, x, x, alibi_slopes=s) for s in ([1, 2, 3, 4], np.arange(1.0, 5))
+        )
+        close(listed, torch.as_tensor(given))
+
+
+def test_an_old_pytorch_is_named():
+    """Where a tensor comes in; NumPy arrays go on without it."""
+    code = (
+        "import torch; torch.__version__ = '2.3.1'\n"
+        "from npkernels import flash_attn as f\n"
+        "x = torch.ones(2, 1, 2, 4)\n"
+        "print(f.flash_attn_func(*[x.numpy()] * 3)[0, 0, 0, 0])\n"
+        "for call in (lambda: f.flash_attn_func(x, x, x), lambda: f.flash_attn_with_kvcache(x, x, x)):\n"
+        "    try: call()\n"
+        "    except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    needed = "npkernels.flash_attn needs torch 2.4 or newer: pip install 'npkernels[torch]' (this is 2.3.1)"
+    assert done.stdout.splitlines() == ["1.0", needed, needed]
 
 
 def test_the_examples_of_the_page():

@@ -266,6 +266,60 @@ def test_every_traced_argument_under_vmap_and_grad(batched):
             close(got[i], expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "seed", [5, -3, 2**63 + 11, jnp.uint32(2**32 - 2), jnp.int32(-7), np.int64(-(2**40))]
+)
+def test_dropout_drops_what_npkernels_drops(seed):
+    q, k, v = heads(K=9)
+    arrays = [np.asarray(x) for x in (q, k, v)]
+    options = {"dropout_p": 0.3, "causal": "bottom_right"}
+    chosen = {**options, "dropout_seed": int(seed)}
+    expected, lse = npkernels.attention(*arrays, **chosen, return_lse=True)
+    f = functools.partial(nkj.attention, **options)
+    if isinstance(seed, int | np.integer):
+        got, pull = jax.vjp(lambda *x: f(*x, dropout_seed=seed), q, k, v)
+    else:
+        got, pull = jax.vjp(jax.jit(lambda *x: f(*x, dropout_seed=seed)), q, k, v)
+        assert np.array_equal(jax.jit(lambda s: f(q, k, v, dropout_seed=s))(seed), expected)
+    assert np.array_equal(got, expected)
+    grads = npkernels.attention_vjp(expected, *arrays, expected, lse, **chosen)
+    for one, other in zip(pull(got), (grads.dq, grads.dk, grads.dv), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_seeds_of_64_bits():
+    with jax.enable_x64(True):
+        q, k, v = heads()
+        for seed in (jnp.uint64(2**63 + 11), jnp.int64(-(2**40))):
+            got = jax.jit(lambda s: nkj.attention(q, k, v, dropout_p=0.3, dropout_seed=s))(seed)
+            options = {"dropout_p": 0.3, "dropout_seed": int(seed)}
+            assert np.array_equal(got, npkernels.attention(*map(np.asarray, (q, k, v)), **options))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_dropout_under_vmap_is_that_of_each_entry(shared):
+    n = 3
+    q, k, v = (x.reshape(n, 2, *x.shape[1:]) for x in heads(B=2 * n))
+    seeds = jax.random.bits(jax.random.key(0), (n,))
+
+    def loss(q, k, v, seed):
+        out, lse = nkj.attention(q, k, v, dropout_p=0.4, dropout_seed=seed, return_lse=True)
+        return (out**2).sum() + lse.sum()
+
+    f = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    given, axis = (seeds[0], None) if shared else (seeds, 0)
+    together = jax.jit(jax.vmap(f, in_axes=(0, None, 0, axis)))(q, k[0], v, given)
+    for i in range(n):
+        alone = f(q[i], k[0], v[i], seeds[0] if shared else seeds[i])
+        for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            close(got[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_seed_alone_drops_nothing():
+    q, k, v = heads()
+    assert np.array_equal(nkj.attention(q, k, v, dropout_seed=3), nkj.attention(q, k, v))
+
+
 # --- tokens
 
 
@@ -370,6 +424,14 @@ def test_empty_arrays():
     assert np.array_equal(nothing[1], [-np.inf] * 2)
 
 
+def test_a_bias_of_integers_is_one_of_floats():
+    q, k, v = heads()
+    steps = jnp.arange(7)
+    assert np.array_equal(
+        nkj.attention(q, k, v, bias=steps), nkj.attention(q, k, v, bias=steps.astype(jnp.float32))
+    )
+
+
 # --- inside JAX's control flow
 
 
@@ -451,6 +513,17 @@ def test_large_arrays_do_not_wait_for_one_another():
         (lambda x: nkj.attention(x, x, x, mask=x @ x.T), TypeError, "attention: mask has dtype float32"),
         (lambda x: nkj.attention(x, x, x, bias=x @ x.T > 0), TypeError, "pass booleans as mask"),
         (lambda x: nkj.attention(x, x, x, window=3), TypeError, "attention: window is 3"),
+        (lambda x: nkj.attention(x, x, x, dropout_p=0.5), ValueError, "dropout_p is 0.5, which needs"),
+        (
+            lambda x: nkj.attention(x, x, x, dropout_p=1.0, dropout_seed=1),
+            ValueError,
+            "dropout_p is 1.0; expected a share",
+        ),
+        (
+            lambda x: nkj.attention(x, x, x, dropout_p=0.5, dropout_seed=x[0]),
+            TypeError,
+            r"dropout_seed has shape \(4,\) and dtype float32; expected one integer",
+        ),
         (lambda x: nkj.token_log_probs(x, x[:, 0]), TypeError, "token_log_probs: ids has dtype float32"),
         (lambda x: nkj.token_log_probs(x, [0, 1]), ValueError, r"token_log_probs: ids has shape \(2,\)"),
         (lambda x: nkj.token_log_probs(x, [0, 1, 2], stats=("mode",)), ValueError, "stats holds 'mode'"),
@@ -465,8 +538,17 @@ def test_refusals_come_when_the_call_is_traced(call, error, message):
 
 def test_refusals_of_derivatives():
     x, q = normal(3, 4), normal(2, 3, 4)
-    with pytest.raises(NotImplementedError, match="softmax: its derivative was differentiated"):
+    second = "npkernels.jax has first derivatives only; jax.nn"
+    with pytest.raises(
+        NotImplementedError, match=f"softmax: its derivative was differentiated. {second}.softmax"
+    ):
         jax.hessian(lambda x: nkj.softmax(x).sum())(x)
+    with pytest.raises(NotImplementedError, match=f"attention: .*{second}.dot_product_attention"):
+        jax.hessian(lambda q: nkj.attention(q, q, q).sum())(q)
+    with pytest.raises(NotImplementedError, match=f"token_log_probs: .*{second}.log_softmax"):
+        jax.hessian(lambda x: nkj.token_log_probs(x, [0, 1, 2]).entropy.sum())(x)
+    with pytest.raises(NotImplementedError, match="with dropout in forward mode"):
+        jax.jvp(lambda q: nkj.attention(q, q, q, dropout_p=0.5, dropout_seed=1), (q,), (q,))
     with pytest.raises(NotImplementedError, match="attention: alibi_slopes was differentiated"):
         jax.grad(lambda a: nkj.attention(q, q, q, alibi_slopes=a).sum())(normal(2))
     with pytest.raises(NotImplementedError, match="along sinks in forward mode"):

@@ -107,7 +107,7 @@ def test_a_second_derivative_is_an_error(name):
         text = (
             "only first derivatives exist" if call.forward_mode else ".*"
         )  # else forward mode itself is missing
-        with pytest.raises(NotImplementedError, match=rf"npkernels\.torch\.\w+: {text}"):
+        with pytest.raises(NotImplementedError, match=rf"npkernels\.torch\.[\w, ]+: {text}"):
             backward()
 
 
@@ -307,6 +307,71 @@ def test_forward_mode_says_what_it_cannot_do():
     ):
         with pytest.raises(NotImplementedError, match=text):
             torch.func.jvp(f, (q,), (one,))
+
+
+def test_a_tangent_of_what_has_no_derivative_is_an_error():
+    """Left out, it would be a wrong number."""
+    x, one, ids = torch.randn(2, 3), torch.ones(2), torch.tensor([0, 1])
+    for f, name in (
+        (lambda a: nt.policy_loss(x, x, a).loss, "policy_loss: advantages"),
+        (lambda a: nt.cross_entropy(x[:, :2], ids, weight=a), "cross_entropy: weight"),
+        (
+            lambda a: nt.attention(x[:, None], x[:, None], x[:, None], alibi_slopes=a),
+            "attention: alibi_slopes",
+        ),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} has a tangent, and no derivative here; pass"):
+            torch.func.jvp(f, (one,), (one,))
+        assert torch.func.jvp(lambda a, f=f: f(a.detach()), (one,), (one,))[1].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys"), [(0, 3, 5), (2, 0, 5), (2, 3, 0)], ids=["batch", "queries", "keys"]
+)
+def test_gradients_of_attention_without_anything(batch, queries, keys):
+    q, k, v = (torch.randn(batch, 2, n, 4, requires_grad=True) for n in (queries, keys, keys))
+    for gradient, x in zip(
+        torch.autograd.grad(nt.attention(q, k, v).sum(), (q, k, v)), (q, k, v), strict=True
+    ):
+        assert gradient.shape == x.shape
+        assert not gradient.any()
+    packed = [torch.randn(n if batch else 0, 2, 4, requires_grad=True) for n in (queries, keys, keys)]
+    starts = [torch.tensor([0, len(x)]) for x in packed[:2]]
+    gradients = torch.autograd.grad(nt.attention_varlen(*packed, *starts).sum(), packed)
+    assert not any(g.any() for g in gradients)
+
+
+def test_arguments_that_only_look_like_numbers():
+    q = torch.randn(3, 4)
+    seeded = [nt.attention(q, q, q, dropout_p=0.5, dropout_seed=s) for s in (3, torch.tensor(3), np.int64(3))]
+    assert all(torch.equal(x, seeded[0]) for x in seeded)
+    causal = [nt.attention(q, q, q, causal=c) for c in (True, np.True_)]
+    assert torch.equal(*causal)
+    for f in (nt.softmax, nt.entropy, lambda x, axis: nt.cross_entropy(x, torch.tensor([0] * 4), axis=axis)):
+        assert torch.equal(f(q, axis=np.int64(0)), f(q, axis=0))
+        for axis in ("0", True, 1.0, None):
+            with pytest.raises(TypeError, match=r"^\w+: axis is .*; expected an integer"):
+                f(q, axis=axis)
+    for seed in ("3", 3.0):
+        with pytest.raises(TypeError, match=r"^attention: dropout_seed is .*; expected an integer"):
+            nt.attention(q, q, q, dropout_p=0.5, dropout_seed=seed)
+    for offset in ([1], 1.0):
+        with pytest.raises(TypeError, match=r"^attention: q_offset is .*; expected an integer or a tensor"):
+            nt.attention(q, q, q, q_offset=offset)
+
+
+def test_the_prototype_of_vmap_is_named():
+    x = torch.randn(3, 4, requires_grad=True)
+    for f in (
+        nt.softmax,
+        lambda x: nt.attention(x, x, x),
+        lambda x: nt.cross_entropy(x, torch.tensor([0, 1, 2])),
+    ):
+        y = f(x)
+        with pytest.raises(NotImplementedError, match=r"is_grads_batched=True.* expected torch\.func"):
+            torch.autograd.grad(y, x, torch.randn(5, *y.shape), is_grads_batched=True)
+        with pytest.raises(NotImplementedError, match=r"vectorize=True.* expected torch\.func"):
+            torch.autograd.functional.jacobian(f, x, vectorize=True)
 
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "torch.md"

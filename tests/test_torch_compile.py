@@ -109,6 +109,17 @@ def test_export():
     torch.testing.assert_close(program.module()(*tensors), Layer()(*tensors))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("f", [nt.softmax, lambda x: nt.attention(x, x, x)], ids=["softmax", "attention"])
+def test_a_trace_keeps_the_call(f):
+    """And not the numbers that it gave."""
+    traced = torch.jit.trace(f, (torch.randn(3, 4, requires_grad=True),))
+    for x in (torch.randn(5, 4), torch.randn(5, 4, requires_grad=True)):
+        assert torch.equal(traced(x), f(x))
+    got, wanted = (torch.autograd.grad((g(x) ** 2).sum(), x) for g in (traced, f))
+    assert torch.equal(*got, *wanted)
+
+
 def test_fake_tensors_and_subclasses_take_the_operators():
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(3, 5, dtype=torch.bfloat16)

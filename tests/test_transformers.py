@@ -164,6 +164,21 @@ def test_gradients(model, side):
         )
 
 
+def test_what_follows_padding_on_the_left_learns_as_by_sdpa(llama):
+    """The last token of the padding, which sees nothing, predicts the first of the text: "eager" has something else."""
+    mask = padding("left")
+    labels = tokens().masked_fill(mask == 0, -100)
+
+    def gradients():
+        llama.zero_grad()
+        llama(tokens(), attention_mask=mask, labels=labels).loss.backward()
+        return torch.cat([p.grad.flatten() for p in llama.parameters()])
+
+    eager, sdpa, found = (by(llama, name, gradients) for name in ("eager", "sdpa", "npkernels"))
+    torch.testing.assert_close(found, sdpa, rtol=1e-4, atol=1e-5)
+    assert (found - eager).abs().max() > 0.1
+
+
 @pytest.fixture(scope="module")
 def bert():
     torch.manual_seed(0)
@@ -190,6 +205,18 @@ def test_bert(bert, side):
 
     expected, found = by(bert, "eager", states), by(bert, "npkernels", states)
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["none", "left"])
+def test_export(llama, side):
+    """Attention is in the graph, with the mask as a tensor."""
+    llama.set_attn_implementation("npkernels")
+    options = {"attention_mask": padding(side), "use_cache": False}
+    with torch.no_grad():
+        exported = torch.export.export(llama, (tokens(),), options, strict=False)
+        found, expected = (f(tokens(seed=2), **options).logits for f in (exported.module(), llama))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sum("npkernels.attention" in str(node.target) for node in exported.graph.nodes) == 2
 
 
 def test_dropout_follows_the_seed(bert):

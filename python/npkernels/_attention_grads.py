@@ -191,7 +191,7 @@ def gradients_out(
         for j in range(i):
             if np.shares_memory(array, arrays[j]):
                 raise ValueError(f"{function}: out[{i}] overlaps out[{j}]; pass separate memory")
-        if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
+        if array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
             raise ValueError(f"{function}: the last axis of out[{i}] must be contiguous")
     return arrays
 

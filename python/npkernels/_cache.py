@@ -485,7 +485,7 @@ def _rows(function: str, name: str, x: Any) -> Array:
     if array.ndim != 4:
         shape_error(function, name, array.shape, "(batch or pages, kv_heads, rows, head size)")
     _check_dtype(function, name, array.dtype)
-    if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
+    if array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
         raise ValueError(f"{function}: the last axis of {name} must be contiguous")
     if not array.flags.aligned:
         raise ValueError(f"{function}: {name} is not aligned to its dtype; pass an ordinary array")

@@ -70,7 +70,7 @@ def cached_attention(
     shape = (*q.shape[:3], v.shape[3])
     if out is not None:
         check_out(name, out, shape, q.dtype, [q, k, v, k_scale, v_scale, lengths, block_table])
-        if out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
+        if out.size and out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
             raise ValueError(f"{name}: the last axis of out must be contiguous")
     result = np.empty(shape, q.dtype) if out is None else out
     lse = _core.attention_cached(q, k, v, k_scale, v_scale, block_table, chosen, bool(return_lse), result)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from npkernels._arrays import Array, integers, shape_error
+from npkernels._arrays import Array, integers, number, plain, shape_error
 from npkernels._attention import attention
 from npkernels._attention_varlen import attention_varlen
 
@@ -18,6 +18,8 @@ def is_tensor(function: str, **arrays: Any) -> bool:
     kinds = set()
     for name, x in arrays.items():
         tensor = torch is not None and isinstance(x, torch.Tensor)
+        if tensor:
+            import npkernels._flash_attn_torch  # noqa: F401  (raises if this PyTorch is too old)
         if not tensor and not isinstance(x, np.ndarray):
             raise TypeError(
                 f"{function}: {name} is a {type(x).__name__}; expected a PyTorch tensor or a NumPy array"
@@ -58,12 +60,15 @@ def options_of(
     """Return the options of `attention` that do not depend on lengths."""
     if not isinstance(window, tuple | list) or len(window) != 2:
         raise ValueError(f"{function}: window_size is {window!r}; expected a pair (left, right), -1 = open")
+    if not all(hasattr(side, "__index__") for side in window):
+        raise TypeError(f"{function}: window_size is {window!r}; expected a pair of integers, -1 = open")
+    slopes = small(function, "alibi_slopes", alibi_slopes)
     return {
         "scale": scale,
         "causal": "bottom_right" if causal else False,
         "window": tuple(max(side, -1) for side in window),
-        "softcap": max(softcap, 0.0),
-        "alibi_slopes": small(function, "alibi_slopes", alibi_slopes),
+        "softcap": max(number(function, "softcap", softcap), 0.0),
+        "alibi_slopes": None if slopes is None else plain(function, "alibi_slopes", slopes),
     }
 
 

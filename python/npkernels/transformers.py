@@ -12,7 +12,7 @@ party("npkernels.transformers", "transformers", "5.0", "npkernels[transformers]"
 import torch  # noqa: E402
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 
-from npkernels._torch_attention import dropout_seed, tensor_attention, to_numpy  # noqa: E402
+from npkernels._torch_attention import dropout_seed, tensor_attention  # noqa: E402
 from npkernels._transformers_cache import GrowingCache  # noqa: E402
 from npkernels._transformers_mask import PatternMask, npkernels_mask  # noqa: E402
 
@@ -183,7 +183,7 @@ def _mask_options(
             f"{_FUNCTION}: attention_mask has shape {tuple(mask.shape)}; expected one that broadcasts to (B, Hq, S, K)"
         )
     if mask.dtype == torch.bool:
-        return {"mask": to_numpy(_FUNCTION, "attention_mask", mask)}, None
+        return {"mask": mask}, None
     if not mask.is_floating_point():
         raise TypeError(
             f"{_FUNCTION}: attention_mask has dtype {mask.dtype}; expected bool or a floating one"

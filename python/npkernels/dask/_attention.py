@@ -10,7 +10,7 @@ import numpy as np
 import npkernels
 from npkernels._arrays import Array
 from npkernels._attention_options import Causal
-from npkernels.dask._attention_plan import Plan, plan
+from npkernels.dask._attention_plan import Plan, plan, refuse_dropout
 from npkernels.dask._graph import DaskArray, Key, Layer, Tasks, tree, unique
 
 Part = tuple[Array, Array]
@@ -31,6 +31,8 @@ def attention(
     sinks: Any = None,
     q_offset: Any = None,
     kv_lengths: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Scaled dot-product attention of Dask arrays, chunked along queries and keys alike (context parallel).
@@ -51,6 +53,8 @@ def attention(
         of the batch, the query heads, the queries and the keys.
     causal, window, softcap, scale, q_offset, kv_lengths, alibi_slopes, sinks
         As for `npkernels.attention`, in positions of the whole arrays; NumPy arrays where they are arrays.
+    dropout_p, dropout_seed
+        There is no dropout here: dropout_p must be 0.
     return_lse : bool
         Also return the logarithm of each row's softmax denominator.
 
@@ -65,11 +69,13 @@ def attention(
     ------
     TypeError, ValueError
         At once, if an argument or a chunking does not fit.
+    NotImplementedError
+        If something is to be dropped.
 
     Notes
     -----
     A task gets one block of q, k, v (and of mask and bias), never more; a task of the tree gets four partial outputs.
-    16-bit partial outputs travel as float32 and are rounded once more at the end. There is no dropout here.
+    16-bit partial outputs travel as float32 and are rounded once more at the end.
 
     References
     ----------
@@ -86,6 +92,7 @@ def attention(
            [1. ],
            [1.5]])
     """
+    refuse_dropout("attention", dropout_p)
     given = {
         "mask": mask,
         "bias": bias,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npkernels._arrays import Array, compute_dtype, floating, plain
+from npkernels._arrays import Array, compute_dtype, floating, number, plain
 from npkernels._attention_options import check_shapes, options
 from npkernels.dask._graph import DaskArray, Key, array, da, known, starts, whole
 
@@ -127,6 +127,15 @@ class Plan:
 def four(chunks: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
     """Chunks of an array with axes of length 1 put before those that it has."""
     return ((1,),) * (4 - len(chunks)) + chunks
+
+
+def refuse_dropout(function: str, dropout_p: Any) -> None:
+    """Raise unless nothing is to be dropped: what is would depend on the chunks."""
+    if number(function, "dropout_p", dropout_p) != 0:
+        raise NotImplementedError(
+            f"{function}: dropout_p is {dropout_p!r}; expected 0, since npkernels.dask has no dropout "
+            f"(npkernels.{function} has, for arrays that are whole)"
+        )
 
 
 def plan(function: str, q: Any, k: Any, v: Any, given: dict[str, Any]) -> Plan:

@@ -12,7 +12,7 @@ import npkernels
 from npkernels._arrays import Array
 from npkernels._attention_options import Causal
 from npkernels._types import AttentionGrads
-from npkernels.dask._attention_plan import Plan, four, plan
+from npkernels.dask._attention_plan import Plan, four, plan, refuse_dropout
 from npkernels.dask._graph import DaskArray, Key, Layer, Tasks, alike, array, tree, unique
 
 DQ, DK, DV, DSINKS = range(4)
@@ -37,6 +37,9 @@ def attention_vjp(
     sinks: Any = None,
     q_offset: Any = None,
     kv_lengths: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    want_dbias: bool = False,
     want_dsinks: bool = False,
 ) -> AttentionGrads[DaskArray]:
     """Gradients of `attention` for Dask arrays that are chunked along queries and keys.
@@ -55,6 +58,8 @@ def attention_vjp(
         Cotangent of lse; default 0.
     q, k, v, mask, bias, causal, window, softcap, scale, alibi_slopes, sinks, q_offset, kv_lengths
         As for `attention`.
+    dropout_p, dropout_seed, want_dbias
+        There is no dropout and no gradient of the bias here: dropout_p must be 0, want_dbias False.
     want_dsinks : bool
         Also return the gradient of `sinks`.
 
@@ -67,6 +72,8 @@ def attention_vjp(
     ------
     TypeError, ValueError
         At once, if an argument or a chunking does not fit.
+    NotImplementedError
+        If something is to be dropped, or the gradient of the bias is wanted.
 
     Notes
     -----
@@ -83,6 +90,12 @@ def attention_vjp(
            [0.5]])
     """
     function = "attention_vjp"
+    refuse_dropout(function, dropout_p)
+    if want_dbias:
+        raise NotImplementedError(
+            f"{function}: want_dbias is True; expected False, since npkernels.dask has no gradient of the bias "
+            "(npkernels.attention_vjp has, for arrays that are whole)"
+        )
     given = {
         "mask": mask,
         "bias": bias,

@@ -85,8 +85,8 @@ def _samples(function: str, rewards: Any, groups: Any) -> _Samples:
                 f"{function}: groups is {groups}; expected a size >= 1 that divides the {r.shape[0]} rewards"
             )
         return _Samples(r, None, int(groups))
-    if isinstance(groups, list | tuple) and any(isinstance(g, str) for g in groups):
-        groups = np.array(groups, object)
+    if isinstance(groups, list | tuple) and any(isinstance(g, str | tuple) for g in groups):
+        groups = np.fromiter(groups, object, len(groups))
     ids = lazy(function, "groups", groups, r.chunks)
     alike(function, "groups", ids, r.chunks, "rewards")
     if ids.dtype.kind not in "iuUSO":

@@ -148,6 +148,11 @@ def _block(
         x, ids, weight=scaled, reduction="none", return_grad=return_grad, **options
     )
     losses, grad = result if return_grad else (result, None)
+    if grad is not None and total is not None and total == 0:  # only ignored targets have a gradient then
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.divide(
+                grad, 0, out=grad, where=np.expand_dims(ids != options["ignore_index"], options["axis"])
+            )
     losses = np.asarray(losses)
     return (losses if reduction == "none" else losses.sum(dtype=np.float64)), grad
 
@@ -165,4 +170,5 @@ def _sum(parts: list[Any]) -> Any:
 
 
 def _scalar(dtype: Any, loss: Any, total: Any) -> Array:
-    return np.asarray(np.nan if total is not None and total == 0 else loss, dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(loss / total if total is not None and total == 0 else loss, dtype)

@@ -29,6 +29,8 @@ def attention(
     sinks: Any = None,
     q_offset: Any = None,
     kv_lengths: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Any = None,
     return_lse: bool = False,
 ) -> Any:
     """`npkernels.attention` in JAX: scaled dot-product attention, nothing of size S x K stored.
@@ -47,6 +49,11 @@ def attention(
         As for `npkernels.attention`; all of them may be traced.
     causal, window, softcap, scale, return_lse
         As for `npkernels.attention`; static.
+    dropout_p : float
+        Static; as for `npkernels.attention`, and without forward mode.
+    dropout_seed : int or scalar array of integers, optional
+        Needed where dropout_p > 0; may be traced, and `jax.random.bits` draws one. The same seed drops the same
+        weights, also in every entry of an axis of `vmap`, unless each has a seed of its own.
 
     Returns
     -------
@@ -83,16 +90,19 @@ def attention(
     keys = k.shape[2]
     rest: dict[str, Any] = {
         "mask": None if mask is None else boolean(FUNCTION, mask),
-        "bias": None if bias is None else jnp.asarray(bias),
+        "bias": None if bias is None else _bias(bias),
         "alibi_slopes": None if alibi_slopes is None else floating(FUNCTION, "alibi_slopes", alibi_slopes),
         "sinks": None if sinks is None else floating(FUNCTION, "sinks", sinks),
         "q_offset": None if q_offset is None else jnp.asarray(q_offset),
         "kv_lengths": None if kv_lengths is None else jnp.asarray(kv_lengths),
+        "dropout_seed": None if dropout_seed is None else _words(dropout_seed),
     }
     shapes: dict[str, Any] = {name: None if x is None else _like(x) for name, x in rest.items()}
     if kv_lengths is not None:  # lengths that can be: their numbers are not known yet
         shapes["kv_lengths"] = np.full_like(shapes["kv_lengths"], min(queries, keys))
-    static = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+    if dropout_seed is not None:
+        shapes["dropout_seed"] = 0
+    static = {"causal": causal, "window": window, "softcap": softcap, "scale": scale, "dropout_p": dropout_p}
     options(FUNCTION, _like(q), queries, keys, batch, **shapes, **static)
     for name in ("mask", "bias"):
         if rest[name] is not None:
@@ -105,6 +115,8 @@ def attention(
         rest["alibi_slopes"] = jnp.broadcast_to(rest["alibi_slopes"], (batch, heads))
     if rest["q_offset"] is not None:
         rest["q_offset"] = jnp.broadcast_to(rest["q_offset"], (batch,))
+    if not dropout_p:
+        rest["dropout_seed"] = None
     given = tuple(name for name in NAMES if rest[name] is not None)
     op = Attention(
         given,
@@ -112,6 +124,7 @@ def attention(
         None if window is None else (int(window[0]), int(window[1])),
         float(softcap),
         None if scale is None else float(scale),
+        float(dropout_p),
         bool(return_lse),
     )
     results = [x.reshape(x.shape[4 - ndim :]) for x in bind(op, q, k, v, *(rest[name] for name in given))]
@@ -121,3 +134,24 @@ def attention(
 def _like(x: Any) -> Any:
     """Return an array without memory of its own that has x's shape and dtype, for the checks of `npkernels`."""
     return np.broadcast_to(np.zeros((), np.dtype(x.dtype)), x.shape)
+
+
+def _bias(bias: Any) -> Any:
+    """Return the bias as a JAX array, integers as JAX's float."""
+    x = jnp.asarray(bias)
+    return x.astype(jnp.result_type(float)) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+
+def _words(seed: Any) -> Any:
+    """Return a seed modulo 2^64 as its low and its high 32 bits, which JAX has without 64-bit numbers too."""
+    if isinstance(seed, int | np.integer):
+        return jnp.asarray([int(seed) >> shift & 0xFFFFFFFF for shift in (0, 32)], jnp.uint32)
+    x = jnp.asarray(seed)
+    if x.shape or not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(
+            f"{FUNCTION}: dropout_seed has shape {x.shape} and dtype {x.dtype}; expected one integer, such as "
+            "jax.random.bits(key)"
+        )
+    bits = x.dtype.itemsize * 8
+    high = x >> 32 if bits > 32 else jnp.where(x < 0, -1, 0)
+    return jnp.stack([x.astype(jnp.uint32), high.astype(jnp.uint32)])

@@ -15,9 +15,9 @@ import numpy as np
 
 import npkernels
 from npkernels._arrays import compute_dtype
-from npkernels.jax._primitive import Array, Op, Shaped, bind, nonzero
+from npkernels.jax._primitive import Array, Op, Shaped, bind, nonzero, only_first
 
-NAMES = ("mask", "bias", "alibi_slopes", "sinks", "q_offset", "kv_lengths")
+NAMES = ("mask", "bias", "alibi_slopes", "sinks", "q_offset", "kv_lengths", "dropout_seed")
 DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")
 
 
@@ -30,6 +30,7 @@ class Attention(Op):
     window: tuple[int, int] | None
     softcap: float
     scale: float | None
+    dropout_p: float
     lse: bool
 
     @property
@@ -55,7 +56,16 @@ class Attention(Op):
             "window": self.window,
             "softcap": self.softcap,
             "scale": self.scale,
+            **({"dropout_p": self.dropout_p} if self.dropout_p else {}),
         }
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each entry of the axes of `vmap` is a call of its own.
+
+        Sinks belong to a head, not to an entry of the batch; what is dropped depends on the place in the batch.
+        """
+        return "sinks" in self.given or self.dropout_p > 0
 
     def values(self, q: Shaped, v: Shaped) -> list[Shaped]:
         """Shapes and dtypes of the output, and of lse."""
@@ -69,7 +79,7 @@ class Attention(Op):
 
     def run(self, lead: tuple[int, ...], outs: Sequence[Array], *arguments: Array) -> None:
         """As `Op` says."""
-        if lead and "sinks" in self.given:  # which belong to a head, not to an entry of the batch
+        if lead and self.one_by_one:
             for i in np.ndindex(lead):
                 self.run((), [out[i] for out in outs], *(a[i] for a in arguments))
             return
@@ -88,7 +98,7 @@ class Attention(Op):
                 "attention: alibi_slopes was differentiated; expected a constant (jax.lax.stop_gradient)"
             )
         wrt = tuple(name for name in self.names if name in DIFFERENTIABLE and moves[name])
-        options = (self.given, self.causal, self.window, self.softcap, self.scale)
+        options = (self.given, self.causal, self.window, self.softcap, self.scale, self.dropout_p)
         values = bind(Attention(*options, True), *primals)
         moved = [t for name, t in zip(self.names, tangents, strict=True) if name in wrt]
         of = AttentionLinear(*options, self.lse, wrt, False)
@@ -114,7 +124,7 @@ class AttentionLinear(Attention):
 
     def run(self, lead: tuple[int, ...], outs: Sequence[Array], *arguments: Array) -> None:
         """As `Op` says."""
-        if lead and "sinks" in self.given:
+        if lead and self.one_by_one:
             for i in np.ndindex(lead):
                 self.run((), [out[i] for out in outs], *(a[i] for a in arguments))
             return
@@ -183,17 +193,20 @@ class AttentionLinear(Attention):
         if self.back:
             return
         others = [name for name in self.wrt if name in ("bias", "sinks")]
-        if others or self.lse:
-            what = f"along {others[0]}" if others else "of lse (return_lse=True)"
+        if others or self.lse or self.dropout_p:
+            what = (
+                "with dropout" if self.dropout_p else "of lse (return_lse=True, or for a second derivative)"
+            )
+            what = f"along {others[0]}" if others else what
             raise NotImplementedError(
                 f"attention: derivative {what} in forward mode (jvp); expected reverse mode (grad, vjp), or "
-                "directions of q, k and v and the output alone"
+                f"directions of q, k and v and the output alone. {only_first(self.name)}"
             )
 
     def transposed(self) -> AttentionLinear:
         """As `Op` says."""
-        options = (self.given, self.causal, self.window, self.softcap, self.scale, self.lse, self.wrt)
-        return AttentionLinear(*options, not self.back)
+        options = (self.given, self.causal, self.window, self.softcap, self.scale, self.dropout_p, self.lse)
+        return AttentionLinear(*options, self.wrt, not self.back)
 
 
 def folded(
@@ -204,8 +217,11 @@ def folded(
     What is the same for all entries of the batch stays one, unless the bias is wanted `full`. Nothing is copied unless
     an argument has a batch of its own and is the same along an axis of `lead`.
     """
-    given = dict(zip(names, arguments, strict=True))
+    given: dict[str, Any] = dict(zip(names, arguments, strict=True))
     if not lead:
+        if "dropout_seed" in given:
+            low, high = given["dropout_seed"].tolist()
+            given["dropout_seed"] = low + (high << 32)
         return given
     n = len(lead)
     batch = given["q"].shape[n]

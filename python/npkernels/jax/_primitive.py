@@ -92,6 +92,12 @@ def bind(op: Op, *arguments: Any) -> list[Any]:
     return results
 
 
+def only_first(name: str) -> str:
+    """Say that there are no second derivatives, and whose function has them."""
+    theirs = {"attention": "dot_product_attention", "token_log_probs": "log_softmax"}.get(name, name)
+    return f"npkernels.jax has first derivatives only; jax.nn.{theirs} has second ones"
+
+
 def nonzero(tangents: Sequence[Any]) -> list[bool]:
     """Which tangents are not symbolic zeros."""
     return [type(tangent) is not ad.Zero for tangent in tangents]
@@ -145,9 +151,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> tuple[li
     if not op.linear:
         return op.derivative(primals, tangents)
     if any(nonzero(tangents[: -op.linear])):
-        raise NotImplementedError(
-            f"{op.name}: its derivative was differentiated; npkernels.jax has first derivatives only"
-        )
+        raise NotImplementedError(f"{op.name}: its derivative was differentiated. {only_first(op.name)}")
     moved = [ad.instantiate_zeros(t) for t in tangents[-op.linear :]]
     return bind(op, *primals), bind(op, *primals[: -op.linear], *moved)
 

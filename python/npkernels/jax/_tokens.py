@@ -21,6 +21,7 @@ from npkernels.jax._primitive import (
     floating,
     jax,
     jnp,
+    only_first,
     with_axes,
     zero,
 )
@@ -124,7 +125,7 @@ class TokensLinear(Tokens):
         if self.with_entropy and not self.back:
             raise NotImplementedError(
                 "token_log_probs: entropy was differentiated in forward mode (jvp); expected reverse mode "
-                "(grad, vjp), or stats without 'entropy'"
+                f"(grad, vjp), or stats without 'entropy'. {only_first(self.name)}"
             )
 
     def transposed(self) -> TokensLinear:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ def _rest(
     return_lse: bool,
 ) -> tuple[Any, ...]:
     """Return the options that are no tensors, as the operators take them."""
+    if isinstance(causal, np.bool_):
+        causal = bool(causal)
     if not isinstance(causal, bool | str) or causal not in CAUSAL:
         raise ValueError(
             f"{function}: causal is {causal!r}; expected False, True, 'top_left' or 'bottom_right'"
@@ -36,10 +39,11 @@ def _rest(
         raise TypeError(
             f"{function}: window is {window!r}; expected a pair (left, right) of integers, -1 = open"
         )
-    if (
-        dropout_seed is not None and not -(2**63) <= dropout_seed < 2**63
-    ):  # the same bits, in an operator's int
-        dropout_seed = (dropout_seed + 2**63) % 2**64 - 2**63
+    if dropout_seed is not None:
+        seed = _integer(function, "dropout_seed", dropout_seed)
+        if not -(2**63) <= seed < 2**63:  # the same bits, in an operator's int
+            seed = (seed + 2**63) % 2**64 - 2**63
+        dropout_seed = seed
     sides = None if window is None else list(window)
     return CAUSAL[causal], sides, softcap, scale, dropout_p, dropout_seed, bool(return_lse)
 
@@ -47,7 +51,17 @@ def _rest(
 def _offsets(function: str, q_offset: Any) -> Tensor | None:
     if q_offset is None or isinstance(q_offset, Tensor):
         return q_offset
-    return torch.tensor(operator.index(q_offset))
+    return torch.tensor(_integer(function, "q_offset", q_offset, " or a tensor of them"))
+
+
+def _integer(function: str, name: str, x: Any, more: str = "") -> Any:
+    """Return a Python integer, or what stands for one in a function that is compiled."""
+    if isinstance(x, int | torch.SymInt):
+        return x
+    try:
+        return operator.index(x)
+    except TypeError:
+        raise TypeError(f"{function}: {name} is {x!r}; expected an integer{more}") from None
 
 
 def attention(

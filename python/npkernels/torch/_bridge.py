@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from npkernels._arrays import Array
 from npkernels._torch_memory import to_numpy
@@ -38,6 +40,31 @@ def others(function: str, **tensors: Tensor | None) -> None:
                 raise TypeError(
                     f"{function}: {name} requires grad, and has no derivative here; pass {name}.detach()"
                 )
+            if has_tangent(x):
+                raise TypeError(
+                    f"{function}: {name} has a tangent, and no derivative here; pass {name}.detach()"
+                )
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether forward mode goes along x."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    unpack: Any = forward_ad.unpack_dual
+    return unpack(x).tangent is not None
+
+
+def axis_of(function: str, x: Tensor, axis: Any) -> int:
+    """Return an axis of x as a Python integer, or raise."""
+    try:
+        chosen = None if isinstance(axis, bool) else operator.index(axis)
+    except TypeError:
+        chosen = None
+    if chosen is None:
+        raise TypeError(f"{function}: axis is {axis!r}; expected an integer")
+    if not -x.dim() <= chosen < x.dim():
+        raise ValueError(f"{function}: axis {chosen} is out of bounds for a tensor with {x.dim()} axes")
+    return chosen
 
 
 def on_cpu(function: str, name: str, x: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 import npkernels
 from npkernels._torch_memory import to_numpy, to_torch
 from npkernels.torch import _scaled
-from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others
+from npkernels.torch._bridge import axis_of, compute_dtype, floats, numpy_or_none, others
 from npkernels.torch._op import Op, anchor, derivative_wanted
 
 
@@ -134,6 +134,7 @@ def cross_entropy(
     function = "cross_entropy"
     floats(function, logits=logits)
     others(function, targets=targets, weight=weight)
+    axis = axis_of(function, logits, axis)
     want = derivative_wanted(logits)
     loss: Tensor = _cross_entropy(
         logits,

@@ -5,7 +5,8 @@ schema. The three ways to it:
 
 * Nothing watches (no gradient, no transform, no compiler): `forward` itself.
 * Autograd, forward mode, torch.func: a `torch.autograd.Function`, which unlike a custom operator has a forward mode.
-* torch.compile, torch.export, fake tensors, subclasses, dispatch modes: the operator `torch.ops.npkernels.<name>`.
+* torch.compile, torch.export, torch.jit.trace, fake tensors, subclasses, dispatch modes: the operator
+  `torch.ops.npkernels.<name>`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.autograd import forward_ad
 
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_tracing: Callable[[], bool] = torch._C._is_tracing
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
@@ -74,7 +76,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Call it the shortest way that loses nothing."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (_tracing() and self.overload is not None):
             return self.overload(*args)
         watched = False
         ordinary = _modes() == 0
@@ -84,9 +86,19 @@ class Op:
                 ordinary = ordinary and type(x) in _ORDINARY
         if not ordinary and self.overload is not None:
             return self.overload(*args)
+        way: Callable[..., Any] = self.forward
         if _transforms() or forward_ad._current_level >= 0 or (watched and torch.is_grad_enabled()):
-            return self.function.apply(*args)
-        return self.forward(*args)
+            way = self.function.apply
+        try:
+            return way(*args)
+        except RuntimeError as error:
+            if "Batching rule" not in str(error):
+                raise
+            raise NotImplementedError(
+                f"npkernels.torch.{_function(self.name)}: PyTorch's prototype of vmap (is_grads_batched=True, "
+                "torch.autograd.functional with vectorize=True) was asked for; expected torch.func, as in "
+                "torch.func.jacrev or torch.func.vmap"
+            ) from error
 
     def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> Any:
         """Under vmap: one call after the other. Of none at all the shapes are those of a call on zeros."""
@@ -123,7 +135,7 @@ def anchor(x: Tensor) -> Tensor | None:
 
     A loss keeps its gradient, which looks like a constant; by this its second derivative is seen to be asked for.
     """
-    if torch.compiler.is_compiling() or not x.dim():
+    if torch.compiler.is_compiling() or _tracing() or not x.dim():
         return None
     return x.narrow(-1, 0, 0).clone()
 
@@ -132,9 +144,15 @@ def _keep_nothing(ctx: Any, inputs: Any, output: Any) -> None:
     pass
 
 
+def _function(name: str) -> str:
+    """The function to which an operator belongs; the losses share theirs."""
+    first = name.removesuffix("_backward").removesuffix("_jvp")
+    return "cross_entropy, policy_loss, token_policy_loss" if first == "loss" else first
+
+
 def _refusal(name: str, forward: bool = False) -> Callable[..., Any]:
     """Instead of a derivative that does not exist: an error, since leaving it out would give wrong numbers."""
-    first = name.removesuffix("_backward").removesuffix("_jvp")
+    first = _function(name)
     if first == name and forward:
         what = "there is no forward mode"
     else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import npkernels
 from npkernels._torch_memory import to_numpy, to_torch
-from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others
+from npkernels.torch._bridge import axis_of, compute_dtype, floats, numpy_or_none, others
 from npkernels.torch._op import Op
 
 _OPTIONS = "int axis, float temperature, Tensor? mask"
@@ -129,13 +129,10 @@ _logsumexp = Op(
 )
 
 
-def _checked(function: str, name: str, x: Tensor, axis: int, mask: Tensor | None) -> None:
-    floats(function, **{name: x})
+def _checked(function: str, x: Tensor, axis: Any, mask: Tensor | None) -> int:
+    floats(function, x=x)
     others(function, mask=mask)
-    if not isinstance(axis, int) or isinstance(axis, bool):
-        raise TypeError(f"{function}: axis is {axis!r}; expected an integer")
-    if not -x.dim() <= axis < x.dim():
-        raise ValueError(f"{function}: axis {axis} is out of bounds for a tensor with {x.dim()} axes")
+    return axis_of(function, x, axis)
 
 
 def softmax(x: Tensor, axis: int = -1, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
@@ -170,7 +167,7 @@ def softmax(x: Tensor, axis: int = -1, *, temperature: float = 1.0, mask: Tensor
     >>> x.grad
     tensor([ 0.2500, -0.2500], dtype=torch.float64)
     """
-    _checked("softmax", "x", x, axis, mask)
+    axis = _checked("softmax", x, axis, mask)
     y: Tensor = _softmax(x, axis, temperature, mask)
     return y
 
@@ -186,7 +183,7 @@ def log_softmax(x: Tensor, axis: int = -1, *, temperature: float = 1.0, mask: Te
     >>> x.grad
     tensor([ 0.5000, -0.5000], dtype=torch.float64)
     """
-    _checked("log_softmax", "x", x, axis, mask)
+    axis = _checked("log_softmax", x, axis, mask)
     y: Tensor = _log_softmax(x, axis, temperature, mask)
     return y
 
@@ -211,6 +208,6 @@ def logsumexp(
     >>> x.grad
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    _checked("logsumexp", "x", x, axis, mask)
+    axis = _checked("logsumexp", x, axis, mask)
     y: Tensor = _logsumexp(x, axis, temperature, mask)
     return y.unsqueeze(axis) if keepdims else y

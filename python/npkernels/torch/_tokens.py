@@ -13,7 +13,7 @@ import npkernels
 from npkernels._tokens import STATISTICS
 from npkernels._torch_memory import to_numpy, to_torch
 from npkernels._types import TokenStats
-from npkernels.torch._bridge import compute_dtype, floats, numpy_or_none, others
+from npkernels.torch._bridge import axis_of, compute_dtype, floats, numpy_or_none, others
 from npkernels.torch._op import Op
 
 _OUTPUTS = ("log_prob", *STATISTICS)
@@ -299,7 +299,5 @@ def entropy(
     """
     floats("entropy", logits=logits)
     others("entropy", mask=mask)
-    if not -logits.dim() <= axis < logits.dim():
-        raise ValueError(f"entropy: axis {axis} is out of bounds for a tensor with {logits.dim()} axes")
-    h: Tensor = _entropy(logits, axis, temperature, mask)
+    h: Tensor = _entropy(logits, axis_of("entropy", logits, axis), temperature, mask)
     return h
