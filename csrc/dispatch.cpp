@@ -103,14 +103,15 @@ const Entry& choose() {
   if (const Entry* entry = active.load(std::memory_order_acquire)) return *entry;
   const char* wanted = getenv("NPKERNELS_ISA");
   const Entry* entry = wanted ? find(wanted) : nullptr;
-  if (entry) {
-    source = "NPKERNELS_ISA";
-  } else {
+  const bool from_outside = entry != nullptr;
+  if (!entry) {
     entry = &entries[0];
     for (const Entry& candidate : entries)
       if (candidate.supported()) entry = &candidate;
   }
-  active.store(entry, std::memory_order_release);
+  const Entry* chosen = nullptr;  // by set_isa meanwhile
+  if (!active.compare_exchange_strong(chosen, entry, std::memory_order_acq_rel)) return *chosen;
+  if (from_outside) source = "NPKERNELS_ISA";
   return *entry;
 }
 

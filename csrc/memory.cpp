@@ -3,7 +3,8 @@
 namespace npkernels {
 
 Memory allocate(int64_t bytes) {
-  return Memory(static_cast<char*>(aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
+  const int64_t lines = bytes > 0 ? (bytes + 63) / 64 : 1;  // of nothing, the answer may be null
+  return Memory(static_cast<char*>(aligned_alloc(64, static_cast<size_t>(lines * 64))));
 }
 
 Scratch::Scratch(int64_t bytes) {

@@ -389,7 +389,7 @@ py::array attention_output(const char* function, const py::array& q, const py::a
   std::vector<py::ssize_t> shape{q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
   if (!out.is_none()) {
     py::array result = args::output_shaped(function, out, q.dtype(), shape, {q, k, v});
-    if (result.shape(3) > 1 && result.strides(3) != result.itemsize())
+    if (result.size() > 0 && result.shape(3) > 1 && result.strides(3) != result.itemsize())
       args::value_error(std::string(function) + ": the last axis of out must be contiguous");
     return result;
   }

@@ -235,3 +235,10 @@ def test_a_sink_that_is_no_number_spoils_the_rows_that_see_a_key(isa, sink, quer
     for name, x, y in zip(("out", "lse", "out", "dout"), got, want, strict=True):
         np.testing.assert_allclose(x, y.astype(np.float32), rtol=1e-4, atol=1e-5, err_msg=name)
     assert (got[0][0, 0, -1] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 8), (2, 4, 0, 8)])
+def test_out_of_an_empty_call(shape):
+    q, k = np.empty(shape, np.float32), np.empty((shape[0], 2, 7, 8), np.float32)
+    out = np.empty_like(q)
+    assert npkernels.attention(q, k, k, out=out) is out

@@ -562,3 +562,18 @@ def test_threads():
 
 def test_version():
     assert library.npk_version().decode() == npkernels.__version__
+
+
+@pytest.mark.parametrize("strides", [(8, 4), (0, 4), (4, 4), (12, 8)])
+def test_an_output_whose_entries_share_memory(strides):
+    y = np.lib.stride_tricks.as_strided(np.zeros(64, np.float32), (3, 8), strides)
+    expect_refused("softmax", {"y": y}, BAD_STRIDES)
+
+
+@pytest.mark.parametrize("strides", [(32, 4), (-32, 4), (4, 12), (64, -8), (4, 64)])
+def test_an_output_of_any_strides_that_keep_its_entries_apart(strides):
+    given = arguments_of("softmax")
+    y = np.lib.stride_tricks.as_strided(np.zeros(512, np.float32)[256:], (3, 8), strides)
+    assert status_of("softmax", given | {"y": y}) == OK
+    assert status_of("softmax", given) == OK
+    np.testing.assert_array_equal(y, given["y"])

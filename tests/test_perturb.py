@@ -372,3 +372,16 @@ def test_empty_arrays():
             assert perturb.random_in_ball(x, 1.0, norm=norm, rng=0).shape == shape
         assert perturb.sign_step(x, x, np.ones(shape[0])).shape == shape
         assert perturb.momentum(x, x).shape == shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_lengths_whose_ratio_is_beyond_the_dtype(isa, dtype):
+    """Each number is a normal one; only the factor from one to the other is not."""
+    large, small = (1e30, 1e-10) if dtype == np.float32 else (1e200, 1e-200)
+    zero = np.zeros((1, 2), dtype)
+    side = dtype(np.sqrt(0.5))
+    got = perturb.project(np.full((1, 2), large, dtype), zero, small, norm=2)
+    np.testing.assert_allclose(got / dtype(small), [[side, side]], rtol=4e-7)
+    for size, length in ((small, large), (large, small)):
+        got = perturb.steepest_step(zero, np.full((1, 2), size, dtype), length, norm=2)
+        np.testing.assert_allclose(got / dtype(length), [[side, side]], rtol=4e-7)

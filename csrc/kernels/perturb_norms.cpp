@@ -69,12 +69,17 @@ struct Norms {
     const Length<T> length = length_of(call, reader, sample, distance);
     const bool inside = length.scaled <= radius * double(length.scale);
     const bool known = length.scaled < double(INFINITY);
-    const Vec<T> factor =
-        splat(static_cast<T>(known ? radius * double(length.scale) / length.scaled : double(NAN)));
+    // A factor that is too small for T becomes two: a power of two that brings the distance near 1, and the
+    // rest.
+    const bool tiny = known && radius * double(length.scale) < SafeSquares<T>::least * length.scaled;
+    const T first = tiny ? scale_to_one<T>(length.top) : T(1);
+    const double rest = tiny ? radius / (length.scaled * (double(first) / double(length.scale)))
+                             : radius * double(length.scale) / length.scaled;
+    const Vec<T> scale = splat(first), factor = splat(static_cast<T>(known ? rest : double(NAN)));
     emit_chunks(call, reader, sample, [&](const Chunk<S>& c) {
       for (int i = 0; i < c.n; i += kLanes<T>) {
         const Vec<T> z = moved(c, i), center = c.center_at(i);
-        const Vec<T> y = inside ? z : center + (z - center) * factor;
+        const Vec<T> y = inside ? z : center + ((z - center) * scale) * factor;
         c.put(i, clamp<T>(y, c.low.at(i, c.n), c.high.at(i, c.n)));
       }
     });

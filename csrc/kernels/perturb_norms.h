@@ -131,7 +131,11 @@ inline Direction<typename ComputeOf<S>::type> steepest(const PerturbCall& call, 
   const Length<T> size = length_of(call, reader, sample, known_gradient<S>);
   if (size.top == 0) return {};
   if (size.top == double(INFINITY)) return largest_only(call, reader, sample, size.top, length, true);
-  return {size.scale, static_cast<T>(length / size.scaled), -1, 0};
+  // A factor that is too small or too large for T: of a gradient near 1 it is about as large as the length.
+  const double factor = ::fabs(length) / size.scaled;
+  const bool fits = factor >= SafeSquares<T>::least && factor <= SafeSquares<T>::most;
+  const T scale = fits ? size.scale : scale_to_one<T>(size.top);
+  return {scale, static_cast<T>(length / (size.scaled * (double(scale) / double(size.scale)))), -1, 0};
 }
 
 // The gradient over the sum of its absolute values.

@@ -35,7 +35,7 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
         if plain and not _checked.users:
             if "out" in kwargs:
                 out: Any = kwargs["out"]
-                if out is not None and not (type(out) is ndarray and entries_apart(out)):
+                if out is not None and not (type(out) is ndarray and out.flags.forc):
                     _check_entries(_public(function), out)
             return function(*args, **kwargs)
         return _general(function, args, kwargs)

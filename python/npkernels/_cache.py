@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npkernels._arrays import Array, compute_dtype, floating, integers, is_bfloat16, plain, shape_error
+from npkernels._arrays import (
+    Array,
+    compute_dtype,
+    entries_apart,
+    floating,
+    integers,
+    is_bfloat16,
+    plain,
+    shape_error,
+)
 from npkernels._cached_attention import cached_attention, check_rows, pages_missing
 
 ArrayLike = npt.ArrayLike
@@ -386,9 +395,9 @@ class KVCache:
         for name, x in {**held, "lengths": self._lengths}.items():
             if x is not None and not x.flags.writeable:
                 raise ValueError(f"{function}: the cache's {name} is read-only; make it of writeable arrays")
-            if x is not None and 0 in x.strides and _is_shared(x):
+            if x is not None and not entries_apart(x):
                 raise ValueError(
-                    f"{function}: the cache's {name} is a broadcast view whose rows share memory"
+                    f"{function}: the cache's {name} has strides {x.strides}, so its rows may share memory"
                 )
 
     def _rounded(self, function: str, name: str, x: Array, fresh: Array) -> tuple[Array, Array | None]:
@@ -505,10 +514,6 @@ def _scales(function: str, name: str, x: Any, k: Array) -> Array | None:
             f"{function}: {name} is {array.dtype} {array.shape}; expected contiguous float32 {k.shape[:3]}"
         )
     return array
-
-
-def _is_shared(x: Array) -> bool:
-    return x.size > 0 and any(step == 0 and n > 1 for step, n in zip(x.strides, x.shape, strict=True))
 
 
 def _quantised(function: str, name: str, x: Array, fresh: Array) -> tuple[Array, Array]:

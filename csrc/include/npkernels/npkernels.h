@@ -108,8 +108,7 @@ NPK_API npk_status npk_log_softmax_jvp(const npk_array* x, const npk_array* dx, 
 NPK_API npk_status npk_logsumexp_jvp(const npk_array* x, const npk_array* dx, int axis, double temperature,
                                      const npk_array* mask, const npk_array* lse, const npk_array* dlse);
 
-/* -------------------------------------------------------------------------------------------- tokens under
- * their logits
+/* ---- tokens under their logits ----
  *
  * logits (..., V), ids (...) int64, 0 <= id < V. Every statistic is (...), contiguous, in one read of the
  * logits. */
@@ -283,7 +282,7 @@ typedef struct npk_advantage_options {
   int32_t baseline;    /* an npk_baseline */
   int32_t scale;       /* an npk_scale */
   int32_t ddof;        /* 0 or 1: the deviation divides by count - ddof */
-  int32_t lone_reward; /* 1 = a group of one keeps its reward (verl) */
+  int32_t lone_reward; /* 1 = a group of one has mean 0 and deviation 1 (verl) */
   int32_t over_mean;   /* 1 = (r - mean) / mean, 0 where the mean is 0 (maxrl); with NPK_SCALE_NONE */
   int32_t reserved;    /* 0 */
 } npk_advantage_options;
@@ -349,7 +348,8 @@ typedef enum npk_importance {
  *   gspo             sequence_level                    sapo        NPK_SURROGATE_GATE
  *   gpg              NPK_SURROGATE_LOG, NPK_TOKEN_MEAN gmpo        NPK_SURROGATE_GEOMETRIC, sequence_level
  *
- * An option that the chosen surrogate or aggregate does not use must be 0. */
+ * delta, dual_clip, max_length and total_tokens must be 0 where the surrogate or aggregate does not use them;
+ * the taus are always > 0. */
 typedef struct npk_policy_options {
   size_t size;                 /* sizeof(npk_policy_options) */
   const npk_array* mask;       /* booleans, one per token; 0 leaves it out, whatever the arrays hold there */
@@ -518,14 +518,14 @@ NPK_API npk_status npk_pgd_step(const npk_array* x, const npk_array* center, con
 NPK_API npk_status npk_random_in_ball(const npk_array* center, double eps, uint64_t key,
                                       const npk_step_options* options, const npk_array* y);
 
-/* ------------------------------------------------------------------------------------- instruction sets,
- * threads, version */
+/* ---- instruction sets, threads, version ---- */
 
 /* Names of the instruction sets (ISAs) compiled into this library, slowest first; NULL ends the list. */
 NPK_API const char* const* npk_compiled_isas(void);
 /* 1 if this CPU runs the compiled ISA of that name, else 0. */
 NPK_API int npk_isa_supported(const char* name);
-/* The ISA in use: the best one supported, unless NPKERNELS_ISA or npk_set_isa chose another. */
+/* The ISA in use: the best one supported, unless NPKERNELS_ISA (a name that cannot be had is ignored) or
+ * npk_set_isa chose another. */
 NPK_API const char* npk_isa(void);
 /* Changes it for the process; NPK_BAD_VALUE if the name is unknown or not supported here. */
 NPK_API npk_status npk_set_isa(const char* name);

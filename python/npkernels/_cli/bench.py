@@ -19,7 +19,7 @@ from pathlib import Path
 
 import npkernels
 from npkernels._cli import machine, peers
-from npkernels._cli.progress import Note, noted
+from npkernels._cli.progress import progress
 from npkernels._cli.workloads import Call, Workload, workloads
 
 BATCH = 0.01  # seconds: shorter calls are timed many at a time
@@ -110,20 +110,14 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def run(chosen: Sequence[Workload], names: Sequence[str], threads: int, quick: bool) -> Run:
     """Probe the machine, measure the workloads, and probe again: the better figures are the limits."""
-    note = Note()
-    note.say(f"bench: loading {', '.join(names) or 'NumPy'}")
     with peers.threads(threads, names) as told:
         about = machine.describe(names)
         if not told:
             about["threads"] += "; NumPy uses its own number (threadpoolctl is not installed)"
-        note.say("bench: what the machine can do at most")
         before = machine.probe(quick)
         seconds = 1.0 if quick else 6.0
-        outcomes = [measure(w, names, seconds) for w in noted(chosen, "bench", lambda w: w.name)]
-        note.say("bench: what the machine can do at most, once more")
-        limits = before.best(machine.probe(quick))
-        note.clear()
-        return Run(about, limits, outcomes)
+        outcomes = [measure(w, names, seconds) for w in progress(chosen, "bench", lambda w: w.name)]
+        return Run(about, before.best(machine.probe(quick)), outcomes)
 
 
 def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import npkernels
 from npkernels import _cached_attention
 from npkernels._arrays import Array
 from npkernels._cli import cases, gate, report
-from npkernels._cli.progress import noted
+from npkernels._cli.progress import progress
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Row:
 def run(kernels: Mapping[str, cases.Cases], isas: Sequence[str], seed: int) -> list[Row]:
     """Check these kernels on these instruction sets."""
     plan = [(kernel, make, dtype) for kernel, make in kernels.items() for dtype in cases.dtypes().values()]
-    steps = noted(plan, "check", lambda step: f"{step[0]} {step[2].name}")
+    steps = progress(plan, "check", lambda step: f"{step[0]} {step[2].name}")
     return [_row(kernel, make, dtype, isas, seed) for kernel, make, dtype in steps]
 
 
