@@ -382,6 +382,6 @@ def test_lengths_whose_ratio_is_beyond_the_dtype(isa, dtype):
     side = dtype(np.sqrt(0.5))
     got = perturb.project(np.full((1, 2), large, dtype), zero, small, norm=2)
     np.testing.assert_allclose(got / dtype(small), [[side, side]], rtol=4e-7)
-    for size, length in ((small, large), (large, small)):
-        got = perturb.steepest_step(zero, np.full((1, 2), size, dtype), length, norm=2)
+    for top, length in ((small, large), (large, small)):
+        got = perturb.steepest_step(zero, np.full((1, 2), top, dtype), length, norm=2)
         np.testing.assert_allclose(got / dtype(length), [[side, side]], rtol=4e-7)
