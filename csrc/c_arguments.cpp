@@ -80,22 +80,6 @@ class Overlap {
   bool found_;
 };
 
-// Whether every step along an axis goes past all that the shorter steps reach.
-bool entries_apart(const View& x) {
-  int axes[kMaxDims], count = 0;
-  for (int i = 0; i < x.ndim; ++i)
-    if (x.shape[i] > 1) axes[count++] = i;
-  std::sort(axes, axes + count,
-            [&](int a, int b) { return std::abs(x.strides[a]) < std::abs(x.strides[b]); });
-  int64_t reach = item_size(x.dtype);
-  for (int i = 0; i < count; ++i) {
-    const int64_t step = std::abs(x.strides[axes[i]]);
-    if (step < reach) return false;
-    reach += step * (x.shape[axes[i]] - 1);
-  }
-  return true;
-}
-
 }  // namespace
 
 thread_local const char* bad_argument = "";
@@ -176,7 +160,7 @@ void check_ids(const View& ids, int64_t n, const int64_t* ignored) {
 void check_output(const View& out, std::initializer_list<const View*> same,
                   std::initializer_list<const View*> others) {
   if (out.size == 0) return;
-  require(entries_apart(out), NPK_BAD_STRIDES, out.name);
+  require(entries_apart(out.ndim, out.shape, out.strides, item_size(out.dtype)), NPK_BAD_STRIDES, out.name);
   for (const View* other : same)
     require(other->size == 0 || same_memory(out, *other) || !Overlap(out, *other), NPK_OVERLAP, out.name);
   for (const View* other : others)

@@ -59,10 +59,11 @@ void check_out(const char* function, const py::array& out) {
   if (!out.writeable()) value_error(std::string(function) + ": out is read-only; pass a writeable array");
   if (!(out.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))  // streaming stores need it
     value_error(std::string(function) + ": out is not aligned to its dtype; pass an ordinary array");
-  for (py::ssize_t i = 0; i < out.ndim(); ++i)
-    if (out.size() > 0 && out.strides(i) == 0 && out.shape(i) > 1)
-      value_error(std::string(function) + ": out is a broadcast view (axis " + std::to_string(i) +
-                  " has stride 0), so its entries share memory; pass an ordinary array");
+  const Array a = view(out, DType::boolean);  // the dtype is checked elsewhere
+  if (!npkernels::entries_apart(a.ndim, a.shape, a.strides, out.itemsize()))
+    value_error(std::string(function) + ": out has strides " +
+                py::str(out.attr("strides")).cast<std::string>() + " for shape " + shape_text(out) +
+                ", so its entries may share memory; pass an ordinary array");
 }
 
 py::array as_out(const char* function, const py::object& out) {

@@ -33,10 +33,6 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         plain = type(args[0]) is ndarray if args else all(type(value) in _PLAIN for value in kwargs.values())
         if plain and not _checked.users:
-            if "out" in kwargs:
-                out: Any = kwargs["out"]
-                if out is not None and not (type(out) is ndarray and out.flags.forc):
-                    _check_entries(_public(function), out)
             return function(*args, **kwargs)
         return _general(function, args, kwargs)
 
@@ -49,7 +45,6 @@ def _general(function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str
     name = _public(function)
     new_args = tuple(_to_numpy(name, a) for a in args)
     new_kwargs = {key: _to_numpy(name, value) for key, value in kwargs.items()}
-    _check_entries(name, new_kwargs.get("out"))
     result: Any = (_checked.compare if _checked.enabled() else _call)(function, new_args, new_kwargs)
     kind: R = result if foreign is None else _to_kind(result, foreign, out)
     return kind
@@ -295,6 +290,11 @@ def check_out(
         raise ValueError(f"{function}: out is read-only; pass a writeable array")
     if not out.flags.aligned:
         raise ValueError(f"{function}: out is not aligned to its dtype; pass an ordinary array")
+    if not entries_apart(out):
+        raise ValueError(
+            f"{function}: out has strides {out.strides} for shape {out.shape}, so its entries may share memory; pass "
+            "an ordinary array"
+        )
     if any(x is not None and np.shares_memory(out, x) for x in inputs):
         raise ValueError(f"{function}: out overlaps an input; pass separate memory")
 
@@ -302,16 +302,6 @@ def check_out(
 def same_view(a: Array, b: Array) -> bool:
     """Whether two arrays are the same memory, read the same way."""
     return a.ctypes.data == b.ctypes.data and a.shape == b.shape and a.strides == b.strides
-
-
-def _check_entries(function: str, out: Any) -> None:
-    """Raise if entries of `out`, an array or several, share memory: it could not hold a result."""
-    for array in out if isinstance(out, tuple | list) else (out,):
-        if isinstance(array, ndarray) and not entries_apart(array):
-            raise ValueError(
-                f"{function}: out has strides {array.strides} for shape {array.shape}, so its entries may share "
-                "memory; pass an ordinary array"
-            )
 
 
 def entries_apart(x: Array) -> bool:

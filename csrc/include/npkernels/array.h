@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <stdlib.h>
 
 #if defined(_WIN32)
 #define NPK_API
@@ -50,6 +51,26 @@ inline int64_t item_size(DType dtype) {
       return 1;
   }
   return 0;
+}
+
+// Whether every step along an axis goes past all that the shorter steps reach, so that no two entries share
+// memory: true of every view by indexing.
+inline bool entries_apart(int ndim, const int64_t* shape, const int64_t* strides, int64_t item) {
+  int axes[kMaxDims], count = 0;  // of more than one entry, from the shortest step on
+  for (int i = ndim - 1; i >= 0; --i) {
+    if (shape[i] == 0) return true;
+    if (shape[i] == 1) continue;
+    int at = count++;
+    for (; at > 0 && llabs(strides[axes[at - 1]]) > llabs(strides[i]); --at) axes[at] = axes[at - 1];
+    axes[at] = i;
+  }
+  int64_t reach = item;
+  for (int i = 0; i < count; ++i) {
+    const int64_t step = llabs(strides[axes[i]]);
+    if (step < reach) return false;
+    reach += step * (shape[axes[i]] - 1);
+  }
+  return true;
 }
 
 }  // namespace npkernels
