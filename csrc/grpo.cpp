@@ -103,7 +103,8 @@ void in_parts(int64_t n, int64_t size, F f) {
       },
       &context);
 }
-constexpr int64_t kPart = 16384;  // samples of a task
+// Samples of a task: fewer do not make up for waking a thread at every step.
+constexpr int64_t kPart = 1 << 17;
 
 // Runs the kernel with scratch memory: a few numbers per group, on the stack for a few groups.
 bool run(GroupCall& call) {
