@@ -52,6 +52,17 @@ NPK_INLINE bool beyond_normal(const Vec<T> (&n)[U]) {
   return any(greater(splat(-bound), least)) || any(greater(most, splat(bound)));
 }
 
+// y = the polynomial of x with these coefficients, that of the highest power first.
+template <class T, unsigned kTerms, class V, int U>
+NPK_INLINE void horner(const T (&coefficients)[kTerms], const V (&x)[U], V (&y)[U]) {
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u) y[u] = splat(coefficients[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < kTerms; ++i)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) y[u] = fma(y[u], x[u], splat(coefficients[i]));
+}
+
 // exp for lowest <= x <= highest, or NaN.
 template <class T, int U>
 NPK_INLINE void exp_bounded(Vec<T> (&x)[U]) {
@@ -63,12 +74,7 @@ NPK_INLINE void exp_bounded(Vec<T> (&x)[U]) {
   for (int u = 0; u < U; ++u) x[u] = fma(n[u], splat(-K::ln2_high), x[u]);
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = fma(n[u], splat(-K::ln2_low), x[u]);  // r
-#pragma GCC unroll 4
-  for (int u = 0; u < U; ++u) p[u] = splat(K::p[0]);
-#pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i)
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) p[u] = fma(p[u], x[u], splat(K::p[i]));
+  horner(K::p, x, p);
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) p[u] = fma(x[u] * x[u], p[u], x[u]) + splat(T(1));
   if (kOnePower || beyond_normal<T>(n)) {
@@ -151,12 +157,7 @@ NPK_INLINE void exp2_weight(Vec<T> (&x)[U]) {
   for (int u = 0; u < U; ++u) n[u] = round_even(x[u]);
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = x[u] - n[u];  // r
-#pragma GCC unroll 4
-  for (int u = 0; u < U; ++u) p[u] = splat(K::p[0]);
-#pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i)
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) p[u] = fma(p[u], x[u], splat(K::p[i]));
+  horner(K::p, x, p);
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) x[u] = mul_pow2_normal(fma(p[u], x[u], splat(T(1))), n[u]);
 }
@@ -188,9 +189,9 @@ struct Tanh {
     const Vec<T> y = max_of(splat(NormalRange<T>::lowest), (zero - two) * magnitude<T>(x));
     const Vec<T> n = round_even(y * splat(K::log2e));
     const Vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), y));
-    Vec<T> p = splat(K::p[0]);
-    for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i) p = fma(p, r, splat(K::p[i]));
-    const Vec<T> rest = fma(r * r, p, r), power = mul_pow2_normal(one, n);
+    Vec<T> p[1];
+    horner(K::p, {r}, p);
+    const Vec<T> rest = fma(r * r, p[0], r), power = mul_pow2_normal(one, n);
     const Vec<T> least = splat(NormalRange<T>::lowest + 1);
     const Vec<T> e = select(greater(least, y), zero, fma(power, rest, power));  // NaN stays
     const Vec<T> less = fma(power, rest, power - one), whole = less + two;

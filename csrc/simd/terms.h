@@ -22,12 +22,7 @@ NPK_INLINE void exp_terms(Vec<T> (&x)[U], Vec<T> (&expm1)[U]) {
   for (int u = 0; u < U; ++u) n[u] = round_even(r[u] * splat(K::log2e));
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) r[u] = fma(n[u], splat(-K::ln2_low), fma(n[u], splat(-K::ln2_high), r[u]));
-#pragma GCC unroll 4
-  for (int u = 0; u < U; ++u) p[u] = splat(K::p[0]);
-#pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof(K::p) / sizeof(T); ++i)
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) p[u] = fma(p[u], r[u], splat(K::p[i]));
+  horner(K::p, r, p);
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u) {
     const Vec<T> square = r[u] * r[u] * p[u], sum = r[u] + square, scale = mul_pow2_normal(one, n[u]);

@@ -89,9 +89,8 @@ def estimator(name: str) -> Callable[..., tuple[Any, Any]]:
             if "lone" in rule
             else g.advantages
         )
-        broken = (
-            np.bincount(g.group_index, np.isnan(x)) > 0
-        )  # to group_advantages NaN is a reward that does not apply
+        # To group_advantages NaN is a reward that does not apply.
+        broken = np.bincount(g.group_index, np.isnan(x)) > 0
         a = np.where(broken[g.group_index], np.nan, a)
         if "whiten" in rule:
             a = _whitened(a, lengths)
