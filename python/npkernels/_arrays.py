@@ -308,14 +308,8 @@ def entries_apart(x: Array) -> bool:
     """Whether every step along an axis goes past all that the shorter steps reach: true of every view by indexing."""
     if x.flags.forc or not x.size:
         return True
-    axes = list(zip(x.strides, x.shape, strict=True))
-    return _nested(reversed(axes), x.itemsize) or _nested(
-        sorted((abs(step), n) for step, n in axes), x.itemsize
-    )
-
-
-def _nested(axes: Iterable[tuple[int, int]], reach: int) -> bool:
-    for step, n in axes:
+    reach = x.itemsize
+    for step, n in sorted((abs(step), n) for step, n in zip(x.strides, x.shape, strict=True)):
         if n > 1:
             if step < reach:
                 return False
