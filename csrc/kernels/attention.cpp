@@ -21,7 +21,7 @@
 // finite is done again with step 4 choosing by weight (`careful`).
 #include <math.h>
 
-#include "attention_block.h"
+#include "attention_online.h"
 #include "kernels.h"
 
 namespace npkernels::NPK_ISA {
@@ -145,7 +145,7 @@ class Forward {
                                         int64_t(kBlock<T>), int64_t(n), units<U>(call_.dim), st,
                                         int64_t(kGroup<T>));
     const T factor = block_.template adjust<N>(group, first, n, need, st, scratch_.room, nullptr);
-    if (careful) collect_nan<N>(group, n, st);
+    if (careful) collect_nan<N>(n, st, scratch_.nan + group.lane);
     online_softmax<N>(group, n, factor, st);
     if (call_.drop_below) {
       block_.draw(group, first, n, scratch_.room);
@@ -286,73 +286,27 @@ class Forward {
     }
   }
 
-  // Raises m to the tile's maximum, turns scores into weights exp(factor st - m), adds them to l, rescales
-  // what is there.
+  // Turns scores into weights exp(factor st - m), adds them to l, rescales what is there if m rises.
   template <int N>
   void online_softmax(const Group& group, int n, T factor, T* st) {
-    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1));
-    Vec<T> scale = splat(factor);
-    T *const m = scratch_.m + group.lane, *const l = scratch_.l + group.lane;
-    Vec<T> top[N], shift[N], sum[N], shrink[N];
+    T* const l = scratch_.l + group.lane;
+    const Raised<N, T> raised = raise_maximum<N>(n, factor, st, scratch_.m + group.lane);
+    Vec<T> sum[N];
 #pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) top[i] = lowest, sum[i] = zero;
-    for (int j = 0; j < n; ++j)
+    for (int i = 0; i < N; ++i) sum[i] = load(l + i * kLanes<T>) * raised.shrink[i];
+    each_weight<N, false>(n, st, raised.scale, raised.shift, [&](Vec<T> p, int j, int i) {
+      sum[i] = sum[i] + p;
+      store(st + j * kGroup<T> + i * kLanes<T>, p);
+    });
 #pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) top[i] = max_of(load(st + j * kGroup<T> + i * kLanes<T>), top[i]);
-    bool rescale = false;
-    for (int i = 0; i < N; ++i) {
-      const Vec<T> before = load(m + i * kLanes<T>), raised = max_of(top[i] * scale, before);
-      shift[i] = select(equal(raised, lowest), zero, raised);  // nothing allowed yet: exp(-inf - 0) = 0
-      shrink[i] = exp_negative<T>(before - shift[i]);
-      rescale = rescale || any(greater(one, shrink[i]));
-      store(m + i * kLanes<T>, raised);
-    }
-    scale = splat(Block<T>::template round_large<N>(shift, n, factor, st));
-    int j = 0;
-    const auto weigh = [&](auto count) {  // the keys that make about four registers
-      constexpr int J = decltype(count)::value;
-      for (; j + J <= n; j += J) {
-        Vec<T> p[J * N];
-#pragma GCC unroll 4
-        for (int u = 0; u < J * N; ++u)
-          p[u] = fma(scale, load(st + (j + u / N) * kGroup<T> + u % N * kLanes<T>), zero - shift[u % N]);
-        exp_weight<T>(p);
-#pragma GCC unroll 4
-        for (int u = 0; u < J * N; ++u) {
-          sum[u % N] = sum[u % N] + p[u];
-          store(st + (j + u / N) * kGroup<T> + u % N * kLanes<T>, p[u]);
-        }
-      }
-    };
-    weigh(Count<N == 1 ? 4 : N == 2 ? 2 : 1>{});
-    weigh(Count<1>{});
-    for (int i = 0; i < N; ++i) store(l + i * kLanes<T>, fma(load(l + i * kLanes<T>), shrink[i], sum[i]));
-    if (!rescale) return;
-    if (few_) {
-      alignas(64) T by[kLanes<T>];
-      store(by, shrink[0]);
-      for (int r = 0; r < block_.rows; ++r)
-        for (int64_t d = 0; d < o_pitch_; d += kLanes<T>)
-          store(scratch_.o + r * o_pitch_ + d, load(scratch_.o + r * o_pitch_ + d) * splat(by[r]));
-      return;
-    }
-    for (int64_t d = 0; d < call_.value_dim; ++d)
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) {
-        T* o = scratch_.o + group.lane + d * kBlock<T> + i * kLanes<T>;
-        store(o, load(o) * shrink[i]);
-      }
-  }
-
-  // nan = NaN in the lanes that have a NaN among their scores.
-  template <int N>
-  void collect_nan(const Group& group, int n, const T* st) {
-    for (int j = 0; j < n; ++j)
-      for (int i = 0; i < N; ++i) {
-        const Vec<T> s = load(st + j * kGroup<T> + i * kLanes<T>);
-        T* nan = scratch_.nan + group.lane + i * kLanes<T>;
-        store(nan, select(not_nan(s), load(nan), s));
-      }
+    for (int i = 0; i < N; ++i) store(l + i * kLanes<T>, sum[i]);
+    if (!few_) return shrink_sums<N>(raised, call_.value_dim, scratch_.o + group.lane);
+    if (!raised.rescale) return;
+    alignas(64) T by[kLanes<T>];
+    store(by, raised.shrink[0]);
+    for (int r = 0; r < block_.rows; ++r)
+      for (int64_t d = 0; d < o_pitch_; d += kLanes<T>)
+        store(scratch_.o + r * o_pitch_ + d, load(scratch_.o + r * o_pitch_ + d) * splat(by[r]));
   }
 
   // o = o / l. False if it is not finite, which a value that met a weight of zero may have done.
@@ -383,12 +337,7 @@ class Forward {
     return count(equal(spoilt, zero)) == kLanes<T>;
   }
 
-  // lse = m + log(l). With a score of +inf the sum is NaN (inf - inf) but lse is +inf, unless there is a NaN.
-  T lse(int r) const {
-    const T top = scratch_.m[r], sum = scratch_.l[r];
-    if (top == T(INFINITY)) return top + scratch_.nan[r];
-    return sum == 0 ? T(-INFINITY) : static_cast<T>(double(top) + ::log(double(sum)));
-  }
+  T lse(int r) const { return log_sum(scratch_.m[r], scratch_.l[r], scratch_.nan[r]); }
 
   void write() {
     if (task_.slot >= 0) return write_part();

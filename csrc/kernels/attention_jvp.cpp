@@ -10,7 +10,7 @@
 // and at the end out = ot^T / l, dout = tt^T / l - r / l out.
 #include <math.h>
 
-#include "attention_block.h"
+#include "attention_online.h"
 #include "kernels.h"
 
 namespace npkernels::NPK_ISA {
@@ -79,12 +79,8 @@ class ForwardMode {
     block_.store_transposed(s_.o, call_.value_dim, call_.out, s_.room);
     block_.store_transposed(s_.t, call_.value_dim, call_.dout, s_.room);
     if (!call_.lse) return;
-    for (int r = 0; r < block_.rows; ++r) {
-      const T top = s_.m[r], sum = s_.l[r];
-      T lse = sum == 0 ? T(-INFINITY) : static_cast<T>(double(top) + ::log(double(sum)));
-      if (top == T(INFINITY)) lse = top + s_.nan[r];
-      static_cast<T*>(call_.lse)[block_.index(r)] = lse;
-    }
+    for (int r = 0; r < block_.rows; ++r)
+      static_cast<T*>(call_.lse)[block_.index(r)] = log_sum(s_.m[r], s_.l[r], s_.nan[r]);
   }
 
  private:
@@ -139,7 +135,7 @@ class ForwardMode {
     const bool capped = call_.softcap > 0;
     const T factor =
         block_.template adjust<N>(group, first, n, need, s_.st, s_.room, capped ? s_.slope : nullptr);
-    if (careful) collect_nan<N>(group, n);
+    if (careful) collect_nan<N>(n, s_.st, s_.nan + group.lane);
     weigh<N>(group, n, factor, capped);
 
     const auto values = [&](const T* rows, int64_t pitch, const T* weights, T* to) {
@@ -155,69 +151,32 @@ class ForwardMode {
     values(tile.v, tile.v_pitch, s_.ut, s_.t);
   }
 
-  template <int N>
-  void collect_nan(const Group& group, int n) {
-    for (int j = 0; j < n; ++j)
-      for (int i = 0; i < N; ++i) {
-        const Vec<T> s = load(s_.st + j * kGroup<T> + i * kLanes<T>);
-        T* nan = s_.nan + group.lane + i * kLanes<T>;
-        store(nan, select(not_nan(s), load(nan), s));
-      }
-  }
-
   // Step 2: st becomes p, ut becomes w.
   template <int N>
   void weigh(const Group& group, int n, T factor, bool capped) {
-    const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), rate = splat(static_cast<T>(call_.scale));
-    Vec<T> scale = splat(factor);
-    Vec<T> top[N], shift[N], sum[N], turn[N], shrink[N];
+    const Vec<T> zero = splat(T(0)), rate = splat(static_cast<T>(call_.scale));
+    T *const l = s_.l + group.lane, *const turns = s_.r + group.lane;
+    const Raised<N, T> raised = raise_maximum<N>(n, factor, s_.st, s_.m + group.lane);
+    Vec<T> sum[N], turn[N];
 #pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) top[i] = lowest, sum[i] = zero, turn[i] = zero;
-    for (int j = 0; j < n; ++j)
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) top[i] = max_of(load(s_.st + j * kGroup<T> + i * kLanes<T>), top[i]);
-    bool rescale = false;
     for (int i = 0; i < N; ++i) {
-      const int64_t at = group.lane + i * kLanes<T>;
-      const Vec<T> before = load(s_.m + at), raised = max_of(top[i] * scale, before);
-      shift[i] = select(equal(raised, lowest), zero, raised);
-      shrink[i] = exp_negative<T>(before - shift[i]);
-      rescale = rescale || any(greater(splat(T(1)), shrink[i]));
-      store(s_.m + at, raised);
+      sum[i] = load(l + i * kLanes<T>) * raised.shrink[i];
+      turn[i] = load(turns + i * kLanes<T>) * raised.shrink[i];
     }
-    scale = splat(Block<T>::template round_large<N>(shift, n, factor, s_.st));
-    for (int j = 0; j < n; ++j) {
-      Vec<T> weight[N];
+    each_weight<N, false>(n, s_.st, raised.scale, raised.shift, [&](Vec<T> p, int j, int i) {
+      const int64_t at = j * kGroup<T> + i * kLanes<T>;
+      const Vec<T> u = load(s_.ut + at) * rate;
+      const Vec<T> slope = capped ? load(s_.slope + at) : splat(T(1));
+      const Vec<T> w = select(equal(p, zero), zero, select(equal(slope, zero), zero, p * slope * u));
+      sum[i] = sum[i] + p;
+      turn[i] = turn[i] + w;
+      store(s_.st + at, p);
+      store(s_.ut + at, w);
+    });
 #pragma GCC unroll 4
-      for (int i = 0; i < N; ++i)
-        weight[i] = fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - shift[i]);
-      exp_weight<T>(weight);
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) {
-        const int64_t at = j * kGroup<T> + i * kLanes<T>;
-        const Vec<T> p = weight[i];
-        const Vec<T> u = load(s_.ut + at) * rate;
-        const Vec<T> slope = capped ? load(s_.slope + at) : splat(T(1));
-        const Vec<T> w = select(equal(p, zero), zero, select(equal(slope, zero), zero, p * slope * u));
-        sum[i] = sum[i] + p;
-        turn[i] = turn[i] + w;
-        store(s_.st + at, p);
-        store(s_.ut + at, w);
-      }
-    }
-    for (int i = 0; i < N; ++i) {
-      const int64_t at = group.lane + i * kLanes<T>;
-      store(s_.l + at, fma(load(s_.l + at), shrink[i], sum[i]));
-      store(s_.r + at, fma(load(s_.r + at), shrink[i], turn[i]));
-    }
-    if (!rescale) return;
-    T* const both[] = {s_.o, s_.t};
-    for (T* sums : both)
-      for (int64_t d = 0; d < call_.value_dim; ++d)
-        for (int i = 0; i < N; ++i) {
-          T* x = sums + group.lane + d * kBlock<T> + i * kLanes<T>;
-          store(x, load(x) * shrink[i]);
-        }
+    for (int i = 0; i < N; ++i) store(l + i * kLanes<T>, sum[i]), store(turns + i * kLanes<T>, turn[i]);
+    shrink_sums<N>(raised, call_.value_dim, s_.o + group.lane);
+    shrink_sums<N>(raised, call_.value_dim, s_.t + group.lane);
   }
 
   // The sink is a last key without a value: it may raise the maximum and joins the denominator.

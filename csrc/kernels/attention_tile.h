@@ -40,7 +40,7 @@ inline void multiply_tile(const U* a, int64_t a_pitch, const U* b, int64_t b_pit
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) acc[m][n] = splat(T(0));
-  for (int64_t i = 0; i < steps; ++i) {
+  const auto step = [&](int64_t i) __attribute__((always_inline)) {
     Units row[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) row[n] = load(b + i * b_pitch + n * kLanes<T>);
@@ -50,7 +50,12 @@ inline void multiply_tile(const U* a, int64_t a_pitch, const U* b, int64_t b_pit
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[m][n] = fma(scalar, row[n], acc[m][n]);
     }
-  }
+  };
+  int64_t i = 0;
+  for (; i + 4 <= steps; i += 4)
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) step(i + u);
+  for (; i < steps; ++i) step(i);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4

@@ -12,7 +12,7 @@
 // weight.
 #include <math.h>
 
-#include "attention_block.h"
+#include "attention_online.h"
 #include "kernels.h"
 
 namespace npkernels::NPK_ISA {
@@ -60,13 +60,18 @@ struct BackScratch {
 
 template <class T>
 bool finite(const T* p, int64_t rows, int64_t n, int64_t pitch) {
-  Vec<T> spoilt = splat(T(0));
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < n; d += kLanes<T>) {
-      const Vec<T> x = load_upto(p + i * pitch + d, n - d, T(0));
-      spoilt = spoilt + (x - x);
-    }
-  return count(equal(spoilt, splat(T(0)))) == kLanes<T>;
+  constexpr int kRows = 4;  // whose sums do not wait for each other
+  Vec<T> spoilt[kRows];
+  for (int u = 0; u < kRows; ++u) spoilt[u] = splat(T(0));
+  for (int64_t i = 0; i < rows; i += kRows)
+    for (int64_t d = 0; d < n; d += kLanes<T>)
+#pragma GCC unroll 4
+      for (int u = 0; u < kRows; ++u) {
+        const Vec<T> x = load_upto(p + smaller(i + u, rows - 1) * pitch + d, n - d, T(0));
+        spoilt[u] = spoilt[u] + (x - x);
+      }
+  const Vec<T> all = (spoilt[0] + spoilt[1]) + (spoilt[2] + spoilt[3]);
+  return count(equal(all, splat(T(0)))) == kLanes<T>;
 }
 
 // A block of queries on its way back: what both sweeps over its tiles need.
@@ -190,32 +195,24 @@ class BackBlock {
     const T factor =
         block.template adjust<N>(group, first, n, need, s_.st, s_.room, capped_ ? s_.slope : nullptr);
     if (call_.drop_below) block.draw(group, first, n, s_.room);
-    const Vec<T> zero = splat(T(0)), highest = splat(NormalRange<T>::highest), never = splat(T(-INFINITY));
+    const Vec<T> zero = splat(T(0)), never = splat(T(-INFINITY));
     Vec<T> lse[N], delta[N];
     for (int i = 0; i < N; ++i) {
       lse[i] = load(s_.lse + group.lane + i * kLanes<T>);
       delta[i] = load(s_.delta + group.lane + i * kLanes<T>);
     }
     const Vec<T> scale = splat(Block<T>::template round_large<N>(lse, n, factor, s_.st));
-    for (int j = 0; j < n; ++j) {
-      Vec<T> weight[N];
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i)
-        weight[i] = min_of(highest, fma(scale, load(s_.st + j * kGroup<T> + i * kLanes<T>), zero - lse[i]));
-      exp_weight<T>(weight);
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) {
-        const int64_t in = j * kGroup<T> + i * kLanes<T>,
-                      to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
-        const Vec<T> p = select(equal(load(s_.st + in), never), zero, weight[i]);  // also where lse is NaN
-        const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
-        const Vec<T> slope = capped_ ? load(s_.slope + in) : splat(T(1));
-        const Vec<T> dp = load(s_.dp + in);
-        const Vec<T> ds = p * ((call_.drop_below ? kept<T>(dp, keep) : dp) - delta[i]) * slope;
-        store(s_.p + to, call_.drop_below ? kept<T>(p, keep) : p);
-        store(s_.ds + to, select(equal(p, zero), zero, select(equal(slope, zero), zero, ds)));
-      }
-    }
+    each_weight<N, true>(n, s_.st, scale, lse, [&](Vec<T> weight, int j, int i) {
+      const int64_t in = j * kGroup<T> + i * kLanes<T>,
+                    to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
+      const Vec<T> p = select(equal(load(s_.st + in), never), zero, weight);  // also where lse is NaN
+      const Vec<T> keep = call_.drop_below ? load(s_.room + in) : splat(T(1));
+      const Vec<T> slope = capped_ ? load(s_.slope + in) : splat(T(1));
+      const Vec<T> dp = load(s_.dp + in);
+      const Vec<T> ds = p * ((call_.drop_below ? kept<T>(dp, keep) : dp) - delta[i]) * slope;
+      store(s_.p + to, call_.drop_below ? kept<T>(p, keep) : p);
+      store(s_.ds + to, select(equal(p, zero), zero, select(equal(slope, zero), zero, ds)));
+    });
   }
 
   const bool capped_;

@@ -47,7 +47,7 @@ template <class T, int U>
 NPK_INLINE bool beyond_normal(const Vec<T> (&n)[U]) {
   constexpr T bound = sizeof(T) == sizeof(float) ? 125 : 1021;
   Vec<T> least = splat(T(0)), most = least;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) least = min_of(n[u], least), most = max_of(n[u], most);
   return any(greater(splat(-bound), least)) || any(greater(most, splat(bound)));
 }
@@ -55,11 +55,11 @@ NPK_INLINE bool beyond_normal(const Vec<T> (&n)[U]) {
 // y = the polynomial of x with these coefficients, that of the highest power first.
 template <class T, unsigned kTerms, class V, int U>
 NPK_INLINE void horner(const T (&coefficients)[kTerms], const V (&x)[U], V (&y)[U]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) y[u] = splat(coefficients[0]);
 #pragma GCC unroll 16
   for (unsigned i = 1; i < kTerms; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) y[u] = fma(y[u], x[u], splat(coefficients[i]));
 }
 
@@ -68,20 +68,20 @@ template <class T, int U>
 NPK_INLINE void exp_bounded(Vec<T> (&x)[U]) {
   using K = ExpConstants<T>;
   Vec<T> n[U], p[U];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) n[u] = round_even(x[u] * splat(K::log2e));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = fma(n[u], splat(-K::ln2_high), x[u]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = fma(n[u], splat(-K::ln2_low), x[u]);  // r
   horner(K::p, x, p);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) p[u] = fma(x[u] * x[u], p[u], x[u]) + splat(T(1));
   if (kOnePower || beyond_normal<T>(n)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) x[u] = mul_pow2(p[u], n[u]);
   } else {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) x[u] = mul_pow2_normal(p[u], n[u]);
   }
 }
@@ -89,7 +89,7 @@ NPK_INLINE void exp_bounded(Vec<T> (&x)[U]) {
 // exp for x <= 0, or NaN: what a softmax needs.
 template <class T, int U>
 NPK_INLINE void exp_negative(Vec<T> (&x)[U]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = max_of(splat(ExpConstants<T>::lowest), x[u]);
   exp_bounded<T>(x);
 }
@@ -103,7 +103,7 @@ inline Vec<T> exp_negative(Vec<T> x) {
 // exp for every x.
 template <class T, int U>
 NPK_INLINE void exp_any(Vec<T> (&x)[U]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = min_of(splat(ExpConstants<T>::highest), x[u]);
   exp_negative<T>(x);
 }
@@ -151,14 +151,14 @@ template <class T, int U>
 NPK_INLINE void exp2_weight(Vec<T> (&x)[U]) {
   using K = Exp2Constants<T>;
   Vec<T> n[U], p[U];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = max_of(splat(kZeroPower<T>), x[u]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) n[u] = round_even(x[u]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = x[u] - n[u];  // r
   horner(K::p, x, p);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = mul_pow2_normal(fma(p[u], x[u], splat(T(1))), n[u]);
 }
 
@@ -166,7 +166,7 @@ NPK_INLINE void exp2_weight(Vec<T> (&x)[U]) {
 // the smaller the weight, the more.
 template <class T, int U>
 NPK_INLINE void exp_weight(Vec<T> (&x)[U]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int u = 0; u < U; ++u) x[u] = x[u] * splat(ExpConstants<T>::log2e);
   exp2_weight<T>(x);
 }

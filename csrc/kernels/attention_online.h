@@ -1,0 +1,101 @@
+// The online softmax: what becomes of a tile of scores st when weights are exp(score - m) and m, the greatest
+// score of each lane so far, may rise with every tile.
+//
+// N registers of lanes; st, m, l, nan as in attention.cpp.
+#pragma once
+
+#include <math.h>
+
+#include "attention_block.h"
+
+namespace npkernels::NPK_ISA {
+namespace {
+
+// Calls f(weight, j, i) for register i of key j, where weight = exp(scale st - shift), for all keys j < n. An
+// exponential waits for many steps before it, so that those of about six registers go together. kClamp: a
+// weight may be any number up to the greatest normal one, else up to about one.
+template <int N, bool kClamp, class T, class F>
+NPK_INLINE void each_weight(int n, const T* st, Vec<T> scale, const Vec<T> (&shift)[N], F f) {
+  const Vec<T> highest = splat(NormalRange<T>::highest), zero = splat(T(0));
+  int j = 0;
+  const auto keys = [&](auto count) __attribute__((always_inline)) {
+    constexpr int J = decltype(count)::value, W = J * N;
+    for (; j + J <= n; j += J) {
+      Vec<T> p[W];
+#pragma GCC unroll 8
+      for (int u = 0; u < W; ++u) {
+        p[u] = fma(scale, load(st + (j + u / N) * kGroup<T> + u % N * kLanes<T>), zero - shift[u % N]);
+        if (kClamp) p[u] = min_of(highest, p[u]);
+      }
+      exp_weight<T>(p);
+#pragma GCC unroll 8
+      for (int u = 0; u < W; ++u) f(p[u], j + u / N, u % N);
+    }
+  };
+  keys(Count<6 / N>{});
+  keys(Count<1>{});
+}
+
+// What a tile's maximum asks for: its weights are exp(scale st - shift), and sums of earlier ones are
+// multiplied by `shrink`, which is 1 everywhere unless `rescale`.
+template <int N, class T>
+struct Raised {
+  Vec<T> scale, shift[N], shrink[N];
+  bool rescale = false;
+};
+
+// Raises m to the maximum of factor * st over n keys, but not by less than kLag: weights up to exp(kLag) are
+// as exact, and most tiles then leave the sums as they are.
+template <int N, class T>
+inline Raised<N, T> raise_maximum(int n, T factor, T* st, T* m) {
+  constexpr T kLag = 4;
+  const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1)), scale = splat(factor);
+  Raised<N, T> raised;
+  Vec<T> top[N];
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) top[i] = lowest;
+  for (int j = 0; j < n; ++j)
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) top[i] = max_of(load(st + j * kGroup<T> + i * kLanes<T>), top[i]);
+  for (int i = 0; i < N; ++i) {
+    const Vec<T> before = load(m + i * kLanes<T>), tile = top[i] * scale,
+                 now = select(greater(tile, before + splat(kLag)), tile, before);
+    store(m + i * kLanes<T>, now);
+    raised.shift[i] = select(equal(now, lowest), zero, now);  // nothing allowed yet: exp(-inf - 0) = 0
+    raised.shrink[i] = exp_negative<T>(before - raised.shift[i]);
+    raised.rescale = raised.rescale || any(greater(one, raised.shrink[i]));
+  }
+  raised.scale = splat(Block<T>::template round_large<N>(raised.shift, n, factor, st));
+  return raised;
+}
+
+// The first `rows` rows, kBlock apart, of a sum over keys, after m rose.
+template <int N, class T>
+inline void shrink_sums(const Raised<N, T>& raised, int64_t rows, T* sums) {
+  if (!raised.rescale) return;
+  for (int64_t d = 0; d < rows; ++d)
+    for (int i = 0; i < N; ++i) {
+      T* const at = sums + d * kBlock<T> + i * kLanes<T>;
+      store(at, load(at) * raised.shrink[i]);
+    }
+}
+
+// nan = the last score that is NaN, if there is one.
+template <int N, class T>
+inline void collect_nan(int n, const T* st, T* nan) {
+  for (int j = 0; j < n; ++j)
+    for (int i = 0; i < N; ++i) {
+      const Vec<T> s = load(st + j * kGroup<T> + i * kLanes<T>);
+      store(nan + i * kLanes<T>, select(not_nan(s), load(nan + i * kLanes<T>), s));
+    }
+}
+
+// lse = m + log(l). With a score of +inf the sum is NaN (inf - inf) but lse is +inf, unless there is a NaN.
+template <class T>
+inline T log_sum(T m, T l, T nan) {
+  if (m == T(INFINITY)) return m + nan;
+  return l == 0 ? T(-INFINITY) : static_cast<T>(double(m) + ::log(double(l)));
+}
+
+}  // namespace
+}  // namespace npkernels::NPK_ISA
