@@ -199,23 +199,6 @@ class Block {
     }
   }
 
-  // Weights are exp(factor * st - shift), where the product is exact and the shift a rounded one. If shifts
-  // are so large that this difference matters, the products in st are rounded too. Returns the factor from
-  // here.
-  template <int N>
-  static T round_large(const Vec<T> (&shift)[N], int tile, T factor, T* st) {
-    const Vec<T> bound = splat(T(1 << 24)), never = splat(T(-INFINITY)), zero = splat(T(0));
-    bool large = false;
-    for (int n = 0; n < N; ++n) {
-      const Vec<T> size = magnitude<T>(shift[n]);
-      large = large || any(greater(select(equal(size, zero - never), zero, size), bound));
-    }
-    if (!large || factor == 1) return factor;
-    const Vec<T> scale = splat(factor);
-    each<N>(tile, st, [&](Vec<T> s, int, int) { return select(equal(s, never), s, s * scale); });
-    return 1;
-  }
-
   // f(score, j, n) of every register of a tile.
   template <int N, class F>
   static void each(int tile, T* st, F f) {

@@ -156,14 +156,14 @@ class ForwardMode {
   void weigh(const Group& group, int n, T factor, bool capped) {
     const Vec<T> zero = splat(T(0)), rate = splat(static_cast<T>(call_.scale));
     T *const l = s_.l + group.lane, *const turns = s_.r + group.lane;
-    const Raised<N, T> raised = raise_maximum<N>(n, factor, s_.st, s_.m + group.lane);
+    Vec<T> top[N];
+    tile_maxima<N>(n, factor, s_.st, top);
+    const Raised<N, T> raised = raise<N>(top, s_.m + group.lane);
+    const Vec<T> scale = splat(round_large<N>(raised.shift, n, factor, s_.st));
     Vec<T> sum[N], turn[N];
 #pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) {
-      sum[i] = load(l + i * kLanes<T>) * raised.shrink[i];
-      turn[i] = load(turns + i * kLanes<T>) * raised.shrink[i];
-    }
-    each_weight<N, false>(n, s_.st, raised.scale, raised.shift, [&](Vec<T> p, int j, int i) {
+    for (int i = 0; i < N; ++i) sum[i] = turn[i] = zero;
+    each_weight<N, false>(n, s_.st, int64_t(kGroup<T>), scale, raised.shift, [&](Vec<T> p, int j, int i) {
       const int64_t at = j * kGroup<T> + i * kLanes<T>;
       const Vec<T> u = load(s_.ut + at) * rate;
       const Vec<T> slope = capped ? load(s_.slope + at) : splat(T(1));
@@ -174,7 +174,11 @@ class ForwardMode {
       store(s_.ut + at, w);
     });
 #pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) store(l + i * kLanes<T>, sum[i]), store(turns + i * kLanes<T>, turn[i]);
+    for (int i = 0; i < N; ++i) {
+      const int at = i * kLanes<T>;
+      store(l + at, fma(load(l + at), raised.shrink[i], sum[i]));
+      store(turns + at, fma(load(turns + at), raised.shrink[i], turn[i]));
+    }
     shrink_sums<N>(raised, call_.value_dim, s_.o + group.lane);
     shrink_sums<N>(raised, call_.value_dim, s_.t + group.lane);
   }

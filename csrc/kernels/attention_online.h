@@ -11,11 +11,12 @@
 namespace npkernels::NPK_ISA {
 namespace {
 
-// Calls f(weight, j, i) for register i of key j, where weight = exp(scale st - shift), for all keys j < n. An
-// exponential waits for many steps before it, so that those of about six registers go together. kClamp: a
-// weight may be any number up to the greatest normal one, else up to about one.
+// Calls f(weight, j, i) for register i of key j, where weight = exp(scale st - shift), for all keys j < n,
+// which lie `pitch` apart. An exponential waits for many steps before it, so that those of about six
+// registers go together. kClamp: a weight may be any number up to the greatest normal one, else up to about
+// one.
 template <int N, bool kClamp, class T, class F>
-NPK_INLINE void each_weight(int n, const T* st, Vec<T> scale, const Vec<T> (&shift)[N], F f) {
+NPK_INLINE void each_weight(int n, const T* st, int64_t pitch, Vec<T> scale, const Vec<T> (&shift)[N], F f) {
   const Vec<T> highest = splat(NormalRange<T>::highest), zero = splat(T(0));
   int j = 0;
   const auto keys = [&](auto count) __attribute__((always_inline)) {
@@ -24,7 +25,7 @@ NPK_INLINE void each_weight(int n, const T* st, Vec<T> scale, const Vec<T> (&shi
       Vec<T> p[W];
 #pragma GCC unroll 8
       for (int u = 0; u < W; ++u) {
-        p[u] = fma(scale, load(st + (j + u / N) * kGroup<T> + u % N * kLanes<T>), zero - shift[u % N]);
+        p[u] = fma(scale, load(st + (j + u / N) * pitch + u % N * kLanes<T>), zero - shift[u % N]);
         if (kClamp) p[u] = min_of(highest, p[u]);
       }
       exp_weight<T>(p);
@@ -32,41 +33,71 @@ NPK_INLINE void each_weight(int n, const T* st, Vec<T> scale, const Vec<T> (&shi
       for (int u = 0; u < W; ++u) f(p[u], j + u / N, u % N);
     }
   };
-  keys(Count<6 / N>{});
+  keys(Count<N == 1 ? 4 : 6 / N>{});
   keys(Count<1>{});
 }
 
-// What a tile's maximum asks for: its weights are exp(scale st - shift), and sums of earlier ones are
+// What the maxima of a tile ask for: its weights are exp(score - shift), and sums of earlier ones are
 // multiplied by `shrink`, which is 1 everywhere unless `rescale`.
 template <int N, class T>
 struct Raised {
-  Vec<T> scale, shift[N], shrink[N];
+  Vec<T> shift[N], shrink[N];
   bool rescale = false;
 };
 
-// Raises m to the maximum of factor * st over n keys, but not by less than kLag: weights up to exp(kLag) are
-// as exact, and most tiles then leave the sums as they are.
+// Raises m to `top`, but not by less than kLag: weights up to exp(kLag) are as exact, and most tiles then
+// leave the sums as they are.
 template <int N, class T>
-inline Raised<N, T> raise_maximum(int n, T factor, T* st, T* m) {
+inline Raised<N, T> raise(const Vec<T> (&top)[N], T* m) {
   constexpr T kLag = 4;
-  const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1)), scale = splat(factor);
+  const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1));
   Raised<N, T> raised;
-  Vec<T> top[N];
-#pragma GCC unroll 4
-  for (int i = 0; i < N; ++i) top[i] = lowest;
-  for (int j = 0; j < n; ++j)
-#pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) top[i] = max_of(load(st + j * kGroup<T> + i * kLanes<T>), top[i]);
   for (int i = 0; i < N; ++i) {
-    const Vec<T> before = load(m + i * kLanes<T>), tile = top[i] * scale,
-                 now = select(greater(tile, before + splat(kLag)), tile, before);
+    const Vec<T> before = load(m + i * kLanes<T>),
+                 now = select(greater(top[i], before + splat(kLag)), top[i], before);
     store(m + i * kLanes<T>, now);
     raised.shift[i] = select(equal(now, lowest), zero, now);  // nothing allowed yet: exp(-inf - 0) = 0
     raised.shrink[i] = exp_negative<T>(before - raised.shift[i]);
     raised.rescale = raised.rescale || any(greater(one, raised.shrink[i]));
   }
-  raised.scale = splat(Block<T>::template round_large<N>(raised.shift, n, factor, st));
   return raised;
+}
+
+// The maxima of factor * st over n keys.
+template <int N, class T>
+inline void tile_maxima(int n, T factor, const T* st, Vec<T> (&top)[N]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) top[i] = splat(T(-INFINITY));
+  for (int j = 0; j < n; ++j)
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) top[i] = max_of(load(st + j * kGroup<T> + i * kLanes<T>), top[i]);
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) top[i] = top[i] * splat(factor);
+}
+
+// Weights are exp(factor * st - shift), where the product is exact and the shift a rounded one. Whether
+// shifts are so large that this difference matters: then the products have to be rounded too.
+template <int N, class T>
+inline bool large(const Vec<T> (&shift)[N]) {
+  const Vec<T> bound = splat(T(1 << 24)), never = splat(T(-INFINITY)), zero = splat(T(0));
+  bool some = false;
+  for (int i = 0; i < N; ++i) {
+    const Vec<T> size = magnitude<T>(shift[i]);
+    some = some || any(greater(select(equal(size, zero - never), zero, size), bound));
+  }
+  return some;
+}
+template <class T>
+inline Vec<T> rounded_score(Vec<T> product, T factor) {
+  return select(equal(product, splat(T(-INFINITY))), product, product * splat(factor));
+}
+
+// Rounds the products if they have to be. Returns the factor from here.
+template <int N, class T>
+inline T round_large(const Vec<T> (&shift)[N], int n, T factor, T* st) {
+  if (factor == 1 || !large<N, T>(shift)) return factor;
+  Block<T>::template each<N>(n, st, [&](Vec<T> s, int, int) { return rounded_score<T>(s, factor); });
+  return 1;
 }
 
 // The first `rows` rows, kBlock apart, of a sum over keys, after m rose.

@@ -201,8 +201,8 @@ class BackBlock {
       lse[i] = load(s_.lse + group.lane + i * kLanes<T>);
       delta[i] = load(s_.delta + group.lane + i * kLanes<T>);
     }
-    const Vec<T> scale = splat(Block<T>::template round_large<N>(lse, n, factor, s_.st));
-    each_weight<N, true>(n, s_.st, scale, lse, [&](Vec<T> weight, int j, int i) {
+    const Vec<T> scale = splat(round_large<N>(lse, n, factor, s_.st));
+    each_weight<N, true>(n, s_.st, int64_t(kGroup<T>), scale, lse, [&](Vec<T> weight, int j, int i) {
       const int64_t in = j * kGroup<T> + i * kLanes<T>,
                     to = (at + j) * kBlock<T> + group.lane + i * kLanes<T>;
       const Vec<T> p = select(equal(load(s_.st + in), never), zero, weight);  // also where lse is NaN

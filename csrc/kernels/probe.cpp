@@ -21,14 +21,7 @@ double probe_fma(int64_t steps) {
   for (int64_t step = 0; step < steps; ++step) {
 #pragma GCC unroll 16
     for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
-    // Keeps the compiler from folding steps into one another.
-#if defined(NPK_EMULATE_AVX512)
-    asm volatile("" : "+m"(a), "+m"(b));
-#elif defined(__x86_64__)
-    asm volatile("" : "+x"(a), "+x"(b));
-#else
-    asm volatile("" : "+w"(a), "+w"(b));
-#endif
+    a = held(a), b = held(b);  // keeps the compiler from folding steps into one another
   }
   Vec<float> sum = acc[0];
   for (int i = 1; i < kChains; ++i) sum = sum + acc[i];

@@ -60,6 +60,11 @@ inline void store_part(double* p, float64x2_t v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+template <class V>
+inline V held(V v) {
+  asm("" : "+w"(v));
+  return v;
+}
 inline float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 inline float64x2_t fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
 inline float32x4_t max_of(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
@@ -141,6 +146,10 @@ inline void transpose_square(const double* from, int64_t from_pitch, double* to,
   store(to + to_pitch, vzip2q_f64(a, b));
 }
 
+inline float32x4_t sum_each(const float32x4_t (&v)[4]) {
+  return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3]));
+}
+inline float64x2_t sum_each(const float64x2_t (&v)[2]) { return vpaddq_f64(v[0], v[1]); }
 inline double sum_lanes(float64x2_t v) { return v[0] + v[1]; }
 inline double sum_lanes(float32x4_t v) {
   return sum_lanes(vcvt_f64_f32(vget_low_f32(v)) + vcvt_f64_f32(vget_high_f32(v)));

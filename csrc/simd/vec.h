@@ -5,6 +5,7 @@
 // Each ISA's file defines, for T = float and double:
 //   splat(x) load(p) store(p, v) stream(p, v: p aligned to the register, non-temporal)
 //   load_part(p, n, fill) store_part(p, v, n)     the first n < kLanes<T> lanes; memory beyond is not touched
+//   held(v) = v, in a register: the compiler does not read it from memory once more
 //   fma(a, b, c) = a * b + c, rounded once        (baseline x86 has no such instruction: rounded twice)
 //   max_of(a, b), min_of(a, b)                    b where the two do not compare (NaN)
 //   round_even(x)                                 to the nearest integer
@@ -17,6 +18,8 @@
 //   kOnePower                                     whether mul_pow2 costs no more than mul_pow2_normal
 //   kZeroPower<T>                                 an n for which mul_pow2_normal(1, n) is 0
 //   sum_lanes(v)                                  all lanes, added in double in a fixed order
+//   sum_each(v)                                   lane i is the sum of the lanes of v[i], i < kLanes<T>, in a
+//                                                 fixed order
 //   max_lane(v)                                   the largest lane; v holds no NaN
 //   kTransposeSide<T>; transpose_square(from, from_pitch, to, to_pitch)   a square of that side in memory
 //   Mask<T>; greater(a, b) equal(a, b) not_nan(a); select(mask, a, b); any(mask); count(mask)

@@ -1,7 +1,7 @@
 // x86-64-v3: 256-bit registers, FMA, F16C. A mask is a register of all-ones or all-zero lanes.
 #pragma once
 
-#include "x86_transpose.h"
+#include "x86_256.h"
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -56,6 +56,11 @@ inline __m256d load_part(const double* p, int n, double fill) {
 inline void store_part(float* p, __m256 v, int n) { _mm256_maskstore_ps(p, first(n, 0.0f), v); }
 inline void store_part(double* p, __m256d v, int n) { _mm256_maskstore_pd(p, first(n, 0.0), v); }
 
+template <class V>
+inline V held(V v) {
+  asm("" : "+x"(v));
+  return v;
+}
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 inline __m256 max_of(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }

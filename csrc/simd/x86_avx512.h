@@ -1,7 +1,7 @@
 // x86-64-v4: 512-bit registers with mask registers.
 #pragma once
 
-#include "x86_transpose.h"
+#include "x86_256.h"
 
 namespace npkernels::NPK_ISA {
 namespace {
@@ -52,6 +52,15 @@ inline __m512d load_part(const double* p, int n, double fill) {
 inline void store_part(float* p, __m512 v, int n) { _mm512_mask_storeu_ps(p, first16(n), v); }
 inline void store_part(double* p, __m512d v, int n) { _mm512_mask_storeu_pd(p, first8(n), v); }
 
+template <class V>
+inline V held(V v) {
+#if defined(NPK_EMULATE_AVX512)
+  asm("" : "+m"(v));
+#else
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
 inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 inline __m512 max_of(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
@@ -101,6 +110,18 @@ inline double sum_lanes(__m512d v) { return _mm512_reduce_add_pd(v); }
 inline double sum_lanes(__m512 v) {
   const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
   return sum_lanes(low + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+}
+inline __m512 sum_each(const __m512 (&v)[16]) {
+  __m256 half[2][8];
+  for (int i = 0; i < 16; ++i)
+    half[i / 8][i % 8] = _mm512_castps512_ps256(v[i]) + _mm512_extractf32x8_ps(v[i], 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(sum_each(half[0])), sum_each(half[1]), 1);
+}
+inline __m512d sum_each(const __m512d (&v)[8]) {
+  __m256d half[2][4];
+  for (int i = 0; i < 8; ++i)
+    half[i / 4][i % 4] = _mm512_castpd512_pd256(v[i]) + _mm512_extractf64x4_pd(v[i], 1);
+  return _mm512_insertf64x4(_mm512_castpd256_pd512(sum_each(half[0])), sum_each(half[1]), 1);
 }
 inline float max_lane(__m512 v) { return _mm512_reduce_max_ps(v); }
 inline double max_lane(__m512d v) { return _mm512_reduce_max_pd(v); }

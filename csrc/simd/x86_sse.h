@@ -57,6 +57,11 @@ inline void store_part(double* p, __m128d v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+template <class V>
+inline V held(V v) {
+  asm("" : "+x"(v));
+  return v;
+}
 inline __m128 fma(__m128 a, __m128 b, __m128 c) { return a * b + c; }
 inline __m128d fma(__m128d a, __m128d b, __m128d c) { return a * b + c; }
 inline __m128 max_of(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
@@ -141,6 +146,14 @@ inline void transpose_square(const double* from, int64_t from_pitch, double* to,
 
 inline double sum_lanes(__m128d v) { return v[0] + v[1]; }
 inline double sum_lanes(__m128 v) { return sum_lanes(_mm_cvtps_pd(v) + _mm_cvtps_pd(_mm_movehl_ps(v, v))); }
+inline __m128 sum_each(const __m128 (&v)[4]) {
+  const __m128 a = _mm_unpacklo_ps(v[0], v[1]) + _mm_unpackhi_ps(v[0], v[1]);
+  const __m128 b = _mm_unpacklo_ps(v[2], v[3]) + _mm_unpackhi_ps(v[2], v[3]);
+  return _mm_movelh_ps(a, b) + _mm_movehl_ps(b, a);
+}
+inline __m128d sum_each(const __m128d (&v)[2]) {
+  return _mm_unpacklo_pd(v[0], v[1]) + _mm_unpackhi_pd(v[0], v[1]);
+}
 inline float max_lane(__m128 v) {
   const __m128 half = _mm_max_ps(v, _mm_movehl_ps(v, v));
   return _mm_max_ss(half, _mm_movehdup_ps(half))[0];

@@ -166,6 +166,11 @@ const char* check_lanes() {
   for (int k = 0; k < N; ++k) up[k] = T(k + 1), nan[k] = k % 2 ? T(NAN) : T(1);
   const Vec<T> v = load(up), with_nan = load(nan), two = splat(T(2));
   if (sum_lanes(v) != N * (N + 1) / 2) return "sum_lanes";
+  Vec<T> rows[N];
+  for (int k = 0; k < N; ++k) rows[k] = v * splat(T(k + 1)) + splat(T(k % 3));
+  const Vec<T> sums = sum_each(rows);
+  for (int k = 0; k < N; ++k)
+    if (sums[k] != T((k + 1) * (N * (N + 1) / 2) + k % 3 * N)) return "sum_each";
   if (max_lane(v) != T(N) || max_lane(splat(T(0)) - v) != T(-1)) return "max_lane";
   if (count(greater(v, two)) != N - 2 || count(equal(v, two)) != 1 || count(not_nan(with_nan)) != N / 2)
     return "count";
