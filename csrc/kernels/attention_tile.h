@@ -65,10 +65,11 @@ inline void multiply_tile(const U* a, int64_t a_pitch, const U* b, int64_t b_pit
     }
 }
 
-// c (rows, N registers) = or += a (rows, steps) b (steps, N registers).
+// c (rows, N registers) = or += a (rows, steps) b (steps, N registers). A function of its own, so that its
+// loops have all registers for themselves.
 template <int N, Lies kLies, bool kAccumulate, class U, class T>
-inline void multiply_piece(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch, int64_t rows,
-                           int64_t steps, T* c, int64_t c_pitch) {
+__attribute__((noinline)) void multiply_piece(const U* a, int64_t a_pitch, const U* b, int64_t b_pitch,
+                                              int64_t rows, int64_t steps, T* c, int64_t c_pitch) {
   int64_t m = 0;
   const auto strip = [&](auto height) {
     constexpr int M = decltype(height)::value;
