@@ -242,3 +242,21 @@ def test_out_of_an_empty_call(shape):
     q, k = np.empty(shape, np.float32), np.empty((shape[0], 2, 7, 8), np.float32)
     out = np.empty_like(q)
     assert npkernels.attention(q, k, k, out=out) is out
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("queries", [1, 3, 40])
+@pytest.mark.parametrize("rise", [-9, -0.5, 0, 0.5, 3.9, 4.1, 30])
+def test_scores_that_rise_from_tile_to_tile(isa, queries, rise):
+    """The maximum of the online softmax lags behind by a few; sums over many tiles keep their digits."""
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((1, 2, n, 16)).astype(np.float32) for n in (queries, 2000, 2000))
+    q *= 0.1  # of interest are the sums, not how scores were rounded
+    bias = (rise / 128 * np.arange(2000)).astype(np.float32)
+    for options in ({}, {"bias": bias.reshape(1, 1, 1, 2000)}):
+        if not options:  # the same rise within k
+            q[..., 0], k[..., 0] = 1, bias * 4
+        with npkernels.use_isa(isa):
+            result = npkernels.attention(q, k, v, return_lse=True, **options)
+        for verdict in gate.expect("attention", q, k, v, return_lse=True, **options).judge(result):
+            assert verdict.passed, f"{options.keys()}: {verdict.text}"
