@@ -260,3 +260,19 @@ def test_scores_that_rise_from_tile_to_tile(isa, queries, rise):
             result = npkernels.attention(q, k, v, return_lse=True, **options)
         for verdict in gate.expect("attention", q, k, v, return_lse=True, **options).judge(result):
             assert verdict.passed, f"{options.keys()}: {verdict.text}"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("queries", [1, 3, 40])
+def test_great_values_under_a_score_that_rises_a_little(isa, queries):
+    q, k, v = (np.zeros((1, 1, n, 8), np.float32) for n in (queries, 300, 300))
+    q[..., 0] = 1
+    k[0, 0, 200, 0], v[0, 0, 200] = 3.9, 1e38
+    tangents = [np.zeros_like(x) for x in (q, k, v)]
+    with npkernels.use_isa(isa):
+        out = npkernels.attention(q, k, v, scale=1)
+        forward_mode = npkernels.attention_jvp(q, k, v, *tangents, scale=1)[0]
+    weight = np.exp(3.9)
+    expected = weight / (weight + 299) * 1e38
+    assert np.allclose(out, expected, rtol=1e-6, atol=0)
+    assert np.allclose(forward_mode, expected, rtol=1e-6, atol=0)

@@ -13,8 +13,7 @@ namespace {
 
 // Calls f(weight, j, i) for register i of key j, where weight = exp(scale st - shift), for all keys j < n,
 // which lie `pitch` apart. An exponential waits for many steps before it, so that those of about six
-// registers go together. kClamp: a weight may be any number up to the greatest normal one, else up to about
-// one.
+// registers go together. kClamp: weights are at most the greatest normal number; else none may be beyond it.
 template <int N, bool kClamp, class T, class F>
 NPK_INLINE void each_weight(int n, const T* st, int64_t pitch, Vec<T> scale, const Vec<T> (&shift)[N], F f) {
   const Vec<T> highest = splat(NormalRange<T>::highest), zero = splat(T(0));
@@ -45,16 +44,20 @@ struct Raised {
   bool rescale = false;
 };
 
-// Raises m to `top`, but not by less than kLag: weights up to exp(kLag) are as exact, and most tiles then
-// leave the sums as they are.
+// Raises m to `top`, but not by less than `lag`: weights up to exp(lag) are as exact, and most tiles then
+// leave the sums as they are. Where that is too much beside the greatest values, the block is done again,
+// carefully, without a lag.
+template <class T>
+inline T lag(bool careful) {
+  return careful ? T(0) : T(4);
+}
 template <int N, class T>
-inline Raised<N, T> raise(const Vec<T> (&top)[N], T* m) {
-  constexpr T kLag = 4;
+inline Raised<N, T> raise(const Vec<T> (&top)[N], T lag, T* m) {
   const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1));
   Raised<N, T> raised;
   for (int i = 0; i < N; ++i) {
     const Vec<T> before = load(m + i * kLanes<T>),
-                 now = select(greater(top[i], before + splat(kLag)), top[i], before);
+                 now = select(greater(top[i], before + splat(lag)), top[i], before);
     store(m + i * kLanes<T>, now);
     raised.shift[i] = select(equal(now, lowest), zero, now);  // nothing allowed yet: exp(-inf - 0) = 0
     raised.shrink[i] = exp_negative<T>(before - raised.shift[i]);
