@@ -148,7 +148,7 @@ class Forward {
                                       int64_t(kGroup<T>));
     const T factor = block_.template adjust<N>(group, first, n, need, st, scratch_.room, nullptr);
     if (careful) collect_nan<N>(n, st, scratch_.nan + group.lane);
-    online_softmax<N>(group, n, factor, st, lag<T>(careful));
+    online_softmax<N>(group, n, factor, st, careful);
     if (call_.drop_below) {
       block_.draw(group, first, n, scratch_.room);
       Block<T>::template each<N>(n, st, [&](Vec<T> p, int j, int i) {
@@ -165,11 +165,11 @@ class Forward {
 
   // Turns scores into weights exp(factor st - m), adds them to l, rescales what is there if m rises.
   template <int N>
-  void online_softmax(const Group& group, int n, T factor, T* st, T most_lag) {
+  void online_softmax(const Group& group, int n, T factor, T* st, bool careful) {
     T* const l = scratch_.l + group.lane;
     Vec<T> top[N];
     tile_maxima<N>(n, factor, st, top);
-    const Raised<N, T> raised = raise<N>(top, most_lag, scratch_.m + group.lane);
+    const Raised<N, T> raised = raise<N>(top, careful, scratch_.m + group.lane);
     const Vec<T> scale = splat(round_large<N>(raised.shift, n, factor, st));
     Vec<T> sum[N];
 #pragma GCC unroll 4

@@ -49,7 +49,7 @@ class FewRows {
     dot(k, n);
     const T factor = adjust(first, n, need);
     if (careful) collect_nan(n);
-    weigh(n, factor, lag<T>(careful));
+    weigh(n, factor, careful);
     if (call_.drop_below) drop(first, n);
     if (careful || call_.value_dim % kLanes<T>)
       add_careful(v, n, careful);
@@ -201,7 +201,7 @@ class FewRows {
   }
 
   // Scores become weights exp(factor s - m), which are added to l.
-  void weigh(int n, T factor, T most_lag) const {
+  void weigh(int n, T factor, bool careful) const {
     const int registers = static_cast<int>(padded<T>(n) / kLanes<T>);
     alignas(64) T top[kLanes<T>], shift[kLanes<T>], shrink[kLanes<T>];
     for (int r = 0; r < block_.rows; ++r) {
@@ -213,7 +213,7 @@ class FewRows {
     }
     for (int r = block_.rows; r < kLanes<T>; ++r) top[r] = top[block_.rows - 1];
     const Vec<T> tops[] = {load(top)};
-    const Raised<1, T> raised = raise<1>(tops, most_lag, s_.m);
+    const Raised<1, T> raised = raise<1>(tops, careful, s_.m);
     store(shift, raised.shift[0]);
     store(shrink, raised.shrink[0]);
     const bool rounds = factor != 1 && large<1, T>(raised.shift);

@@ -136,7 +136,7 @@ class ForwardMode {
     const T factor =
         block_.template adjust<N>(group, first, n, need, s_.st, s_.room, capped ? s_.slope : nullptr);
     if (careful) collect_nan<N>(n, s_.st, s_.nan + group.lane);
-    weigh<N>(group, n, factor, capped, lag<T>(careful));
+    weigh<N>(group, n, factor, capped, careful);
 
     const auto values = [&](const T* rows, int64_t pitch, const T* weights, T* to) {
       if (careful)
@@ -153,12 +153,12 @@ class ForwardMode {
 
   // Step 2: st becomes p, ut becomes w.
   template <int N>
-  void weigh(const Group& group, int n, T factor, bool capped, T most_lag) {
+  void weigh(const Group& group, int n, T factor, bool capped, bool careful) {
     const Vec<T> zero = splat(T(0)), rate = splat(static_cast<T>(call_.scale));
     T *const l = s_.l + group.lane, *const turns = s_.r + group.lane;
     Vec<T> top[N];
     tile_maxima<N>(n, factor, s_.st, top);
-    const Raised<N, T> raised = raise<N>(top, most_lag, s_.m + group.lane);
+    const Raised<N, T> raised = raise<N>(top, careful, s_.m + group.lane);
     const Vec<T> scale = splat(round_large<N>(raised.shift, n, factor, s_.st));
     Vec<T> sum[N], turn[N];
 #pragma GCC unroll 4

@@ -44,15 +44,12 @@ struct Raised {
   bool rescale = false;
 };
 
-// Raises m to `top`, but not by less than `lag`: weights up to exp(lag) are as exact, and most tiles then
+// Raises m to `top`, but not by less than a lag: weights up to exp(lag) are as exact, and most tiles then
 // leave the sums as they are. Where that is too much beside the greatest values, the block is done again,
 // carefully, without a lag.
-template <class T>
-inline T lag(bool careful) {
-  return careful ? T(0) : T(4);
-}
 template <int N, class T>
-inline Raised<N, T> raise(const Vec<T> (&top)[N], T lag, T* m) {
+inline Raised<N, T> raise(const Vec<T> (&top)[N], bool careful, T* m) {
+  const T lag = careful ? 0 : 4;
   const Vec<T> lowest = splat(T(-INFINITY)), zero = splat(T(0)), one = splat(T(1));
   Raised<N, T> raised;
   for (int i = 0; i < N; ++i) {
