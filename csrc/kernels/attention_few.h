@@ -28,11 +28,8 @@ class FewRows {
         o_pitch_(padded<T>(call.value_dim)) {}
 
   void load_queries() const {
-    for (int r = 0; r < block_.rows; ++r) {
-      T* const q = s_.q + r * q_pitch_;
-      widen(block_.row(call_.q, r), call_.dtype, call_.dim, q);
-      for (int64_t d = call_.dim; d < q_pitch_; ++d) q[d] = 0;
-    }
+    for (int r = 0; r < block_.rows; ++r)
+      widen_padded(block_.row(call_.q, r), call_.dtype, call_.dim, s_.q + r * q_pitch_);
   }
 
   void clear() const { memset(s_.o, 0, static_cast<size_t>(block_.rows * o_pitch_) * sizeof(T)); }

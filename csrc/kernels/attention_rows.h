@@ -52,6 +52,13 @@ inline int64_t padded(int64_t n) {
   return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
+// widen, and zeros up to a whole register.
+template <class T>
+inline void widen_padded(const char* from, DType dtype, int64_t n, T* to) {
+  widen(from, dtype, n, to);
+  for (int64_t d = n; d < padded<T>(n); ++d) to[d] = 0;
+}
+
 // The units that products go through n entries in: the entries, or pairs of them.
 template <class U>
 constexpr bool kIsPair = false;

@@ -143,10 +143,7 @@ class BackBlock {
  private:
   bool load_rows(const HeadArray& a, int64_t n, T* rows, T* transposed) const {
     const int64_t pitch = padded<T>(n);
-    for (int r = 0; r < block.rows; ++r) {
-      widen(block.row(a, r), call_.dtype, n, rows + r * pitch);
-      for (int64_t d = n; d < pitch; ++d) rows[r * pitch + d] = 0;
-    }
+    for (int r = 0; r < block.rows; ++r) widen_padded(block.row(a, r), call_.dtype, n, rows + r * pitch);
     if constexpr (kByPairs<T>)
       if (pairs_) block.load_transposed(a, n, reinterpret_cast<Pair*>(transposed), s_.room);
     if (!pairs_) block.load_transposed(a, n, transposed, s_.room);
